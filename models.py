@@ -1,0 +1,156 @@
+"""The data of design section 3 as pydantic models: what a task, a checkpoint and their parts are.
+
+These are the stored and shown shapes. They carry no limits: those belong to the arguments of a tool, so
+that nothing once stored can become unreadable when a limit changes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel
+
+ANYONE = "any"  # the addressee of a handoff to whoever comes first
+
+
+class Status(StrEnum):
+    """Where a task stands in its life (design section 3)."""
+
+    OPEN = "open"
+    IN_PROGRESS = "in_progress"
+    HANDOFF_READY = "handoff_ready"
+    AGENT_EXHAUSTED = "agent_exhausted"
+    DONE = "done"
+
+
+class TestStatus(StrEnum):
+    """How a test run ended."""
+
+    __test__ = False
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ERROR = "error"
+    SKIPPED = "skipped"
+    UNKNOWN = "unknown"
+
+
+class TestRun(BaseModel):
+    """One run of a test command, as an agent reports it."""
+
+    __test__: ClassVar[bool] = False
+
+    command: str = ""
+    status: TestStatus = TestStatus.UNKNOWN
+    summary: str = ""
+
+
+ArtifactType = Literal["file", "diff", "log"]
+
+
+class Artifact(BaseModel):
+    """What is known about a stored file; `size` in bytes, `number` counts from 1 within the task."""
+
+    number: int
+    name: str
+    type: ArtifactType
+    size: int
+    sha256: str
+    encoding: Literal["utf-8", "base64"]  # how its bytes read back: as text, or as base64
+    agent: str | None
+    created_at: str
+
+
+class Handoff(BaseModel):
+    """A transfer. `to_agent` is None where the sender was exhausted and named nobody."""
+
+    from_agent: str
+    to_agent: str | None
+    reason: str
+    created_at: str
+
+
+class Progress(BaseModel):
+    """What an agent knows about its work: the part of a task that a checkpoint carries."""
+
+    completed_steps: list[str] = []
+    remaining_steps: list[str] = []
+    resume_prompt: str | None = None
+    test_results: list[TestRun] = []
+    decisions: list[str] = []
+    dead_ends: list[str] = []
+    files: list[str] = []
+
+
+class Report(BaseModel):
+    """What one checkpoint call says about the work; None where it says nothing."""
+
+    completed_steps: list[str] | None = None
+    remaining_steps: list[str] | None = None
+    resume_prompt: str | None = None
+    test_results: list[TestRun] | None = None
+    decisions: list[str] | None = None
+    dead_ends: list[str] | None = None
+    files: list[str] | None = None
+
+    def is_empty(self) -> bool:
+        """Return True if the call carried no checkpoint field."""
+        return all(value is None for _, value in self)
+
+
+class Task(BaseModel):
+    """A task as `get_task` shows it. Times are UTC, RFC 3339 with milliseconds."""
+
+    task_id: str
+    title: str
+    goal: str
+    status: Status
+    current_owner: str | None
+    repo_path: str | None
+    completed_steps: list[str]
+    remaining_steps: list[str]
+    resume_prompt: str | None
+    test_results: list[TestRun]
+    decisions: list[str]
+    dead_ends: list[str]
+    files: list[str]
+    artifacts: list[Artifact]
+    handoffs: list[Handoff]  # latest first
+    created_at: str
+    updated_at: str
+    version: int
+
+    def progress(self) -> Progress:
+        """Return the part of the task that a checkpoint carries."""
+        return Progress.model_construct(**{name: getattr(self, name) for name in Progress.model_fields})
+
+
+class Checkpoint(BaseModel):
+    """An immutable state of a task's progress; `number` counts from 1 within the task."""
+
+    task_id: str
+    number: int
+    agent: str
+    created_at: str
+    progress: Progress
+
+
+class NewTask(BaseModel):
+    """What `create_task` makes a task from; `task_id` None lets the store choose one."""
+
+    task_id: str | None
+    title: str
+    goal: str
+    repo_path: str | None
+    remaining_steps: list[str]
+    agent: str | None
+
+
+class TaskFilter(BaseModel):
+    """Which tasks `list_tasks` shows; None where it does not matter."""
+
+    status: Status | None = None
+    current_owner: str | None = None
+    repo_path: str | None = None
+    query: str | None = None
