@@ -1,0 +1,536 @@
+"""Sockets for HTTP: who may connect, what has arrived, what still has to leave. Knows no endpoint.
+
+Theory of operation. One thread, the loop, owns every socket: it accepts, reads, and closes. A request
+that has arrived whole goes to a pool of WORKERS threads; the worker that answers it also sends the
+answer. So an idle connection, keep-alive or event stream, costs a file descriptor and some bytes, but
+no thread. What loop and workers share of a connection is guarded by that connection's lock; only the
+loop closes sockets, so that no descriptor is used after it was given to somebody else.
+
+    RECEIVING --request whole--> ANSWERING --answer sent--> RECEIVING     (keep-alive)
+                                           --stream-------> STREAMING     (until the client goes)
+                                           --last answer--> LINGERING     (until the client has read it)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import queue
+import resource
+import selectors
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from http import HTTPStatus
+from typing import Protocol
+
+from config import (
+    CONNECTIONS,
+    DRAIN_SECONDS,
+    IDLE_SECONDS,
+    KIB,
+    LINGER_SECONDS,
+    QUEUED_REQUESTS,
+    REQUEST_SECONDS,
+    STREAM_DEAD_SECONDS,
+    STREAM_PING_SECONDS,
+    STREAM_QUEUE_BYTES,
+    WORKERS,
+    ConfigError,
+)
+from errors import StoreFailure
+from http_message import (
+    CONTINUE,
+    Head,
+    HttpError,
+    Request,
+    Response,
+    encode_response,
+    encode_stream_head,
+    take_head,
+)
+
+_SWEEP_SECONDS = 1.0  # how often deadlines are looked at
+_READ_BYTES = 64 * KIB
+_PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
+_ACCEPTED_AT_ONCE = 128
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PING = b":\n\n"  # a comment, which every event stream parser ignores
+
+
+class EventStream(Protocol):
+    """An answer that goes on: the application's end of an event stream."""
+
+    def opened(self, send: Callable[[bytes], None]) -> None:
+        """Start: `send` takes bytes of the stream from any thread, without waiting."""
+
+    def closed(self) -> None:
+        """Stop: the client is gone or was dropped. Called once, whether or not it was opened."""
+
+
+class Application(Protocol):
+    """What a service serves."""
+
+    def refuse(self, head: Head, local_address: str) -> Response | None:
+        """Return the answer to a request that is refused before its body is read, else None."""
+
+    def respond(self, request: Request) -> Response | EventStream:
+        """Answer a request; called by several threads at once. Raises StoreFailure to end the service."""
+
+
+class State(Enum):
+    """What a connection is doing; see the diagram above."""
+
+    RECEIVING = "receiving"
+    ANSWERING = "answering"
+    STREAMING = "streaming"
+    LINGERING = "lingering"
+    CLOSED = "closed"
+
+
+class Connection:
+    """One client. `deadline` (time.monotonic) is when the present state has lasted long enough."""
+
+    __slots__ = (
+        "deadline", "has_ended", "head", "inbox", "is_last", "is_paused", "lock", "outbox", "socket",
+        "state", "stream", "watched",
+    )  # fmt: skip
+
+    def __init__(self, client: socket.socket) -> None:
+        self.socket = client
+        self.lock = threading.Lock()
+        self.state = State.RECEIVING
+        self.inbox = bytearray()
+        self.outbox = bytearray()
+        self.head: Head | None = None
+        self.stream: EventStream | None = None
+        self.is_last = False  # the answer under way is the last one on this connection
+        self.is_paused = False  # nothing is read for the moment
+        self.watched = 0  # the selector's events that are registered
+        self.has_ended = False  # the client will send no more
+        self.deadline = time.monotonic() + IDLE_SECONDS
+
+
+class HttpService:
+    """A listening socket and everything that comes of it."""
+
+    def __init__(self, application: Application, host: str, port: int) -> None:
+        """Listen on `host`:`port` (0: any free port); raises ConfigError if that cannot be done."""
+        self._application = application
+        self._listener = _listen(host, port)
+        self.url = _url(self._listener)
+        self._selector = selectors.DefaultSelector()
+        self._connections: set[Connection] = set()
+        self._requests: queue.SimpleQueue[tuple[Connection, Request]] = queue.SimpleQueue()
+        self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
+        self._wake_end, self._woken_end = socket.socketpair()
+        self._failure: StoreFailure | None = None
+        self._is_stopping = False
+        self._is_accepting = False
+
+    def run(self) -> bool:
+        """Serve until `stop`; returns whether all requests in hand were answered in DRAIN_SECONDS.
+
+        Raises StoreFailure when the application did.
+        """
+        _allow_many_descriptors()
+        self._woken_end.setblocking(False)
+        self._wake_end.setblocking(False)
+        self._selector.register(self._woken_end, selectors.EVENT_READ)
+        self._set_accepting(True)
+        for number in range(WORKERS):
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
+        next_sweep = 0.0
+        while not self._is_stopping:
+            self._turn(_SWEEP_SECONDS)
+            if (now := time.monotonic()) >= next_sweep:
+                next_sweep = now + _SWEEP_SECONDS
+                self._sweep(now)
+        return self._drain()
+
+    def stop(self) -> None:
+        """Make `run` end; may be called from any thread and from signal handlers."""
+        self._is_stopping = True
+        self._wake()
+
+    # --- The loop -------------------------------------------------------------------------------------
+
+    def _turn(self, seconds: float) -> None:
+        for key, events in self._selector.select(seconds):
+            if isinstance(key.data, Connection):
+                if events & selectors.EVENT_WRITE:
+                    self._flush(key.data)
+                if events & selectors.EVENT_READ:
+                    self._receive(key.data)
+            elif key.fileobj is self._listener:
+                self._accept()
+            else:
+                _empty(self._woken_end)
+        while self._calls:
+            self._calls.popleft()()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:  # the next sweep tries again
+                    self._set_accepting(False)
+                return
+            client.setblocking(False)
+            if len(self._connections) >= CONNECTIONS:
+                _turn_away(client)
+                continue
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(client)
+            self._connections.add(connection)
+            self._watch(connection)
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            chunk = connection.socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(connection)
+            return
+        if not chunk:
+            self._receive_end(connection)
+            return
+        with connection.lock:
+            if connection.state in (State.STREAMING, State.LINGERING):
+                return  # nothing that is sent now is asked for
+            if not connection.inbox and connection.head is None:
+                connection.deadline = time.monotonic() + REQUEST_SECONDS
+            connection.inbox += chunk
+            is_receiving = connection.state is State.RECEIVING
+        if is_receiving:
+            self._advance(connection)
+        elif len(connection.inbox) > _PIPELINED_BYTES:
+            self._set_paused(connection, True)
+
+    def _receive_end(self, connection: Connection) -> None:
+        """Note that the client will send no more; it may still be waiting for the answer."""
+        with connection.lock:
+            is_waiting = connection.state is State.ANSWERING or (
+                connection.state is State.RECEIVING and bool(connection.outbox)
+            )
+            connection.has_ended = True
+        if is_waiting:
+            self._set_paused(connection, True)
+        else:
+            self._close(connection)
+
+    def _advance(self, connection: Connection) -> None:
+        """Make what has arrived into a request, if it is whole, and hand it to a worker."""
+        try:
+            if connection.head is None and not self._take_head(connection):
+                return
+        except HttpError as error:
+            self._refuse(connection, error_response(error.status, str(error)))
+            return
+        head = connection.head
+        if head is None or len(connection.inbox) < head.content_length:
+            return
+        body = bytes(connection.inbox[: head.content_length])
+        del connection.inbox[: head.content_length]
+        connection.head = None
+        if self._requests.qsize() >= QUEUED_REQUESTS:
+            self._refuse(connection, overloaded_response())
+            return
+        connection.state = State.ANSWERING
+        connection.is_last = not head.keep_alive
+        connection.deadline = float("inf")
+        self._requests.put((connection, Request(head, body)))
+
+    def _take_head(self, connection: Connection) -> bool:
+        head = take_head(connection.inbox)
+        if head is None:
+            return False
+        refusal = self._application.refuse(head, connection.socket.getsockname()[0])
+        if refusal is not None:
+            self._refuse(connection, refusal)
+            return False
+        connection.head = head
+        if head.wants_continue and len(connection.inbox) < head.content_length:
+            self._send(connection, CONTINUE)
+        return True
+
+    def _refuse(self, connection: Connection, response: Response) -> None:
+        """Answer from the loop, and make it the last answer: what follows on the wire is unknown."""
+        connection.head = None
+        connection.is_last = True
+        connection.state = State.ANSWERING
+        self._send(connection, encode_response(response, close=True))
+        self._finish(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        with connection.lock:
+            try:
+                del connection.outbox[: connection.socket.send(connection.outbox)]
+            except BlockingIOError:
+                return
+            except OSError:
+                is_broken = True
+            else:
+                is_broken = False
+            is_done = not connection.outbox
+        if is_broken:
+            self._close(connection)
+        elif is_done:
+            self._watch(connection)
+            if connection.state is not State.STREAMING:
+                self._finish(connection)
+
+    def _finish(self, connection: Connection) -> None:
+        """After an answer was sent, or as much of it as the client takes for now."""
+        if connection.state in (State.CLOSED, State.STREAMING):
+            return
+        if connection.outbox:
+            connection.deadline = time.monotonic() + REQUEST_SECONDS
+            self._watch(connection)
+        elif connection.is_last or connection.has_ended or self._is_stopping:
+            self._linger(connection)
+        else:
+            connection.state = State.RECEIVING
+            connection.deadline = time.monotonic() + IDLE_SECONDS
+            self._set_paused(connection, False)
+            if connection.inbox:
+                connection.deadline = time.monotonic() + REQUEST_SECONDS
+                self._advance(connection)
+
+    def _linger(self, connection: Connection) -> None:
+        """Close once the client has: closing over unread input would take the answer back (RST)."""
+        connection.state = State.LINGERING
+        connection.deadline = time.monotonic() + LINGER_SECONDS
+        try:
+            connection.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection)
+            return
+        if connection.has_ended:
+            self._close(connection)
+        else:
+            self._set_paused(connection, False)
+
+    def _close(self, connection: Connection) -> None:
+        with connection.lock:
+            if connection.state is State.CLOSED:
+                return
+            connection.state = State.CLOSED
+            connection.outbox.clear()
+            if connection.watched:
+                self._selector.unregister(connection.socket)
+            connection.socket.close()
+        self._connections.discard(connection)
+        if connection.stream is not None:
+            connection.stream.closed()
+
+    def _sweep(self, now: float) -> None:
+        self._set_accepting(True)
+        for connection in [one for one in self._connections if one.deadline <= now]:
+            if connection.state is State.STREAMING:
+                connection.deadline = now + STREAM_PING_SECONDS
+                self._send(connection, _PING)
+            elif connection.state is State.RECEIVING and (connection.inbox or connection.head):
+                message = f"The request took longer than {REQUEST_SECONDS:.0f} seconds to arrive"
+                self._refuse(connection, error_response(HTTPStatus.REQUEST_TIMEOUT, message))
+            else:
+                self._close(connection)
+
+    def _drain(self) -> bool:
+        """Answer what is in hand; streams end last, since answers still travel on them."""
+        self._set_accepting(False)
+        self._listener.close()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while (is_busy := self._is_answering()) and time.monotonic() < deadline and not self._failure:
+            self._turn(0.05)
+        for connection in list(self._connections):
+            self._close(connection)
+        if self._failure is not None:
+            raise self._failure
+        return not is_busy
+
+    def _is_answering(self) -> bool:
+        return any(one.state is State.ANSWERING or one.outbox for one in self._connections)
+
+    # --- The selector ---------------------------------------------------------------------------------
+
+    def _watch(self, connection: Connection) -> None:
+        """Tell the selector what this connection waits for now, which may be nothing."""
+        if connection.state is State.CLOSED:
+            return
+        reads = 0 if connection.is_paused else selectors.EVENT_READ
+        events = reads | (selectors.EVENT_WRITE if connection.outbox else 0)
+        if events == connection.watched:
+            return
+        if not connection.watched:
+            self._selector.register(connection.socket, events, connection)
+        elif not events:
+            self._selector.unregister(connection.socket)
+        else:
+            self._selector.modify(connection.socket, events, connection)
+        connection.watched = events
+
+    def _set_paused(self, connection: Connection, is_paused: bool) -> None:
+        connection.is_paused = is_paused
+        self._watch(connection)
+
+    def _set_accepting(self, is_accepting: bool) -> None:
+        if self._is_accepting is is_accepting:
+            return
+        self._is_accepting = is_accepting
+        if is_accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        else:
+            self._selector.unregister(self._listener)
+
+    # --- Workers, and what any thread may call --------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            connection, request = self._requests.get()
+            try:
+                answer = self._application.respond(request)
+            except StoreFailure as failure:
+                self._failure = failure
+                self.stop()
+                return
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more")
+            if isinstance(answer, Response):
+                self._answer(connection, request.head, answer)
+            else:
+                self._start_stream(connection, answer)
+
+    def _answer(self, connection: Connection, head: Head, response: Response) -> None:
+        connection.is_last = connection.is_last or self._is_stopping
+        self._send(connection, encode_response(response, connection.is_last, head.method))
+        with connection.lock:
+            needs_loop = bool(
+                connection.inbox
+                or connection.outbox
+                or connection.is_last
+                or connection.has_ended
+                or connection.is_paused
+            )
+            if not needs_loop and connection.state is State.ANSWERING:
+                connection.state = State.RECEIVING
+                connection.deadline = time.monotonic() + IDLE_SECONDS
+        if needs_loop:
+            self._call(lambda: self._finish(connection))
+
+    def _start_stream(self, connection: Connection, stream: EventStream) -> None:
+        with connection.lock:
+            is_gone = connection.state is State.CLOSED or connection.has_ended
+            if not is_gone:
+                connection.state = State.STREAMING
+                connection.stream = stream
+                connection.deadline = time.monotonic() + STREAM_PING_SECONDS
+                _notice_dead_client(connection.socket)
+        if is_gone:
+            stream.closed()
+            self._call(lambda: self._close(connection))
+            return
+        self._send(connection, encode_stream_head())
+        stream.opened(lambda data: self._send(connection, data))
+
+    def _send(self, connection: Connection, data: bytes) -> None:
+        """Send now what the client takes now, and keep the rest, within bounds, for the loop to send."""
+        with connection.lock:
+            if connection.state is State.CLOSED:
+                return
+            pending = len(connection.outbox)
+            is_dropped = connection.state is State.STREAMING and pending > STREAM_QUEUE_BYTES
+            if not pending:
+                try:
+                    data = data[connection.socket.send(data) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    is_dropped = True
+            if not is_dropped:
+                connection.outbox += data
+            is_waiting = bool(connection.outbox) and not pending
+        if is_dropped:
+            self._call(lambda: self._close(connection))
+        elif is_waiting:
+            self._call(lambda: self._watch(connection))
+
+    def _call(self, call: Callable[[], None]) -> None:
+        """Have the loop do something: only it may touch the selector and close sockets."""
+        self._calls.append(call)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_end.send(b"!")
+        except BlockingIOError:
+            pass  # it will wake up from what is already there
+
+
+def error_response(status: HTTPStatus, message: str, *headers: str) -> Response:
+    """Return a refusal that says in a sentence what was wrong; `headers` are whole header lines."""
+    return Response(status, json.dumps({"error": message}).encode("ascii"), headers=headers)
+
+
+def overloaded_response() -> Response:
+    """Return the answer of a service that is full: 503, to be repeated in a second."""
+    message = "The server is at its limit of connections or requests; try again"
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, "Retry-After: 1")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=1024)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _turn_away(client: socket.socket) -> None:
+    try:
+        client.send(encode_response(overloaded_response(), close=True))
+    except OSError:
+        pass  # it left by itself
+    client.close()
+
+
+def _notice_dead_client(client: socket.socket) -> None:
+    """Let the kernel give up on a peer that acknowledges nothing: a cable, not a close."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = int(STREAM_DEAD_SECONDS * 1000)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def _empty(woken_end: socket.socket) -> None:
+    try:
+        while woken_end.recv(4096):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _allow_many_descriptors() -> None:
+    """Raise the soft limit of open files as far as CONNECTIONS need and the hard limit allows."""
+    wanted = CONNECTIONS + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
