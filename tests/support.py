@@ -1,0 +1,283 @@
+"""The real server as a process, and small clients for its wires. No test sleeps: all wait for a condition."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+PROJECT = Path(__file__).resolve().parent.parent
+SERVER = PROJECT / "server.py"
+PATIENCE = 20.0  # seconds after which a condition is taken never to come true
+JsonObject = dict[str, Any]
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Return the first true value of `condition`; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        time.sleep(0.005)
+    return value
+
+
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """Return an environment whose server keeps all it has in `folder`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_")}
+    own = {"MCP_TASK_DB_PATH": str(folder / "tasks.db"), "MCP_TASK_ARTIFACTS_DIR": str(folder / "artifacts")}
+    return inherited | own | settings
+
+
+class Process:
+    """A server process that ends with its `with` block; its stderr is kept."""
+
+    def __init__(self, folder: Path, *arguments: str, cwd: Path | None = None, **settings: str) -> None:
+        self.folder = folder
+        self._errors = (folder / f"stderr-{time.monotonic_ns()}.log").open("w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=cwd or folder,
+            env=environment(folder, **settings),
+            bufsize=0,
+        )
+
+    def stderr(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+    def kill(self) -> None:
+        """End it as a crash would: SIGKILL."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def terminate(self, seconds: float = PATIENCE) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for pipe in (self.process.stdin, self.process.stdout, self._errors):
+            if pipe is not None:
+                pipe.close()
+
+
+class StdioClient(Process):
+    """A server over STDIO, and its only client."""
+
+    _next_id = 0
+    _unread = b""
+
+    def send_raw(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        view = memoryview(data)
+        while view:
+            view = view[self.process.stdin.write(view) or 0 :]
+
+    def send(self, message: Any) -> None:
+        self.send_raw(json.dumps(message).encode() + b"\n")
+
+    def receive(self, seconds: float = PATIENCE) -> Any:
+        """Return the next message from the server."""
+        return json.loads(self.receive_line(seconds))
+
+    def receive_line(self, seconds: float = PATIENCE) -> bytes:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            readable, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
+            assert readable, f"no answer in {seconds} s; stderr: {self.stderr()}"
+            chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+            assert chunk, f"the server closed stdout; stderr: {self.stderr()}"
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def is_silent(self, seconds: float) -> bool:
+        """Return whether nothing arrives for so long."""
+        assert self.process.stdout is not None
+        return not self._unread and not select.select([self.process.stdout], [], [], seconds)[0]
+
+    def request(self, method: str, params: JsonObject | None = None) -> JsonObject:
+        """Send a request and return the whole response to it."""
+        self._next_id += 1
+        message: JsonObject = {"jsonrpc": "2.0", "id": self._next_id, "method": method}
+        self.send(message if params is None else {**message, "params": params})
+        response: JsonObject = self.receive()
+        assert response["id"] == self._next_id, response
+        return response
+
+    def result(self, method: str, params: JsonObject | None = None) -> JsonObject:
+        response = self.request(method, params)
+        assert "result" in response, response
+        result: JsonObject = response["result"]
+        return result
+
+    def initialize(self, revision: str = "2025-11-25") -> JsonObject:
+        client = {"name": "test", "version": "1"}
+        result = self.result(
+            "initialize", {"protocolVersion": revision, "capabilities": {}, "clientInfo": client}
+        )
+        self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        return result
+
+    def call(self, tool: str, **arguments: Any) -> JsonObject:
+        """Call a tool that must succeed; return its answer."""
+        result = self.result("tools/call", {"name": tool, "arguments": arguments})
+        answer: JsonObject = json.loads(result["content"][0]["text"])
+        assert result["isError"] is False, answer
+        return answer
+
+    def refusal(self, tool: str, **arguments: Any) -> JsonObject:
+        """Call a tool that must be refused; return code, message and hint."""
+        result = self.result("tools/call", {"name": tool, "arguments": arguments})
+        answer: JsonObject = json.loads(result["content"][0]["text"])
+        assert result["isError"] is True, answer
+        assert set(answer["error"]) == {"code", "message", "hint"}
+        error: JsonObject = answer["error"]
+        return error
+
+    def close(self) -> int:
+        """Close stdin, as a client does that goes, and return the exit status."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(PATIENCE)
+
+
+def stdio(folder: Path, revision: str = "2025-11-25", **options: Any) -> StdioClient:
+    """Return a client whose server has answered `initialize`."""
+    client = StdioClient(folder, **options)
+    client.initialize(revision)
+    return client
+
+
+class HttpServer(Process):
+    """A server over HTTP on a free port of 127.0.0.1."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        super().__init__(folder, "--http", "--port", "0", *arguments, **settings)
+        self.url = wait_until(self._announced, "the service says where it listens")
+        self.port = int(self.url.rpartition(":")[2])
+
+    def _announced(self) -> str | None:
+        assert self.process.poll() is None, self.stderr()
+        _, found, url = self.stderr().partition("listening on ")
+        return url.strip() if found and url.endswith("\n") else None
+
+    def request(
+        self, method: str, path: str, body: bytes | str | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Make one request on a connection of its own; return status, headers (lower case) and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, found, response.read()
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes, seconds: float = PATIENCE) -> bytes:
+        """Send bytes as they are and return all that comes back until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
+            connection.sendall(data)
+            received = b""
+            while chunk := connection.recv(1 << 16):
+                received += chunk
+            return received
+
+
+class SseClient:
+    """A client of the HTTP+SSE transport: one open stream, posts on connections of their own."""
+
+    def __init__(self, server: HttpServer, headers: str = "") -> None:
+        self._server = server
+        self._unread = b""
+        self._next_id = 0
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+        request = f"GET /sse HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{headers}\r\n"
+        self.socket.sendall(request.encode())
+        self.head = self._read_to(b"\r\n\r\n").decode()
+        event, self.endpoint = self.event()
+        assert event == "endpoint", event
+
+    def _read_to(self, end: bytes) -> bytes:
+        while end not in self._unread:
+            chunk = self.socket.recv(1 << 16)
+            assert chunk, "the server closed the stream"
+            self._unread += chunk
+        found, _, self._unread = self._unread.partition(end)
+        return found
+
+    def event(self) -> tuple[str, str]:
+        """Return the next event's name and data; comments are passed over."""
+        while (block := self._read_to(b"\n\n").decode()).startswith(":"):
+            pass
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        return fields["event"], fields["data"]
+
+    def post(self, body: bytes | str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+        """Post a body as it is; return status and response body."""
+        wanted = {"Content-Type": "application/json"} | (headers or {})
+        status, _, answer = self._server.request("POST", self.endpoint, body, wanted)
+        return status, answer
+
+    def request(self, method: str, params: JsonObject | None = None) -> JsonObject:
+        """Send a request and return the response that arrives on the stream."""
+        self._next_id += 1
+        message = {"jsonrpc": "2.0", "id": self._next_id, "method": method, "params": params or {}}
+        status, answer = self.post(json.dumps(message))
+        assert status == 202, (status, answer)
+        event, data = self.event()
+        assert event == "message", event
+        response: JsonObject = json.loads(data)
+        assert response["id"] == self._next_id, response
+        return response
+
+    def initialize(self, revision: str = "2025-11-25") -> JsonObject:
+        client = {"name": "test", "version": "1"}
+        params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": client}
+        result: JsonObject = self.request("initialize", params)["result"]
+        self.post(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}))
+        return result
+
+    def call(self, tool: str, **arguments: Any) -> JsonObject:
+        """Call a tool that must succeed; return its answer."""
+        result = self.request("tools/call", {"name": tool, "arguments": arguments})["result"]
+        answer: JsonObject = json.loads(result["content"][0]["text"])
+        assert result["isError"] is False, answer
+        return answer
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@contextmanager
+def sse(server: HttpServer, revision: str = "2025-11-25") -> Iterator[SseClient]:
+    """Yield an initialized client; its stream closes with the block."""
+    client = SseClient(server)
+    try:
+        client.initialize(revision)
+        yield client
+    finally:
+        client.close()
