@@ -86,10 +86,12 @@ def list_tools() -> list[JsonObject]:
             "title": tool.title,
             "description": tool.description,
             "inputSchema": _flat_schema(tool.arguments),
-            # Every write is safe to repeat, and nothing reaches beyond the task store.
+            # Every write is safe to repeat, nothing reaches beyond the task store, and nothing is
+            # destroyed: what update_task replaces stays in the event log. Some hosts refuse tools that
+            # do not say so.
             "annotations": {
                 "readOnlyHint": tool.read_only,
-                "destructiveHint": tool.name == "update_task",
+                "destructiveHint": False,
                 "idempotentHint": True,
                 "openWorldHint": False,
             },

@@ -175,7 +175,7 @@ class HttpServer(Process):
     """A server over HTTP on a free port of 127.0.0.1."""
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
-        super().__init__(folder, "--http", "--port", "0", *arguments, **settings)
+        super().__init__(folder, "--http", "--port", "0", *arguments, cwd=None, **settings)
         self.url = wait_until(self._announced, "the service says where it listens")
         self.port = int(self.url.rpartition(":")[2])
 
