@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -39,14 +41,47 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return inherited | own | settings
 
 
-class Process:
-    """A server process that ends with its `with` block; its stderr is kept."""
+_PRELUDED = """
+import sys
+sys.path.insert(0, {0!r})
+{1}
+import server
+sys.exit(server.main(sys.argv[1:]))
+"""
 
-    def __init__(self, folder: Path, *arguments: str, cwd: Path | None = None, **settings: str) -> None:
+
+@contextmanager
+def held_database(folder: Path) -> Iterator[None]:
+    """Be another process that keeps the turn and the whole database to itself inside the block."""
+    with (folder / "tasks.db.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        connection = sqlite3.connect(folder / "tasks.db", timeout=PATIENCE, isolation_level=None)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+            yield
+        finally:
+            connection.close()
+
+
+def thread_count(server: Process) -> int:
+    """Return how many threads the server has; one more than usual waits for its turn to write."""
+    return len(os.listdir(f"/proc/{server.process.pid}/task"))
+
+
+class Process:
+    """A server process that ends with its `with` block; its stderr is kept.
+
+    `prelude` is Python that the process runs first: it shortens a deadline, or plays a part that misbehaves.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, cwd: Path | None = None, prelude: str = "", **settings: str
+    ) -> None:
         self.folder = folder
+        program = [str(SERVER)] if not prelude else ["-c", _PRELUDED.format(str(PROJECT), prelude)]
         self._errors = (folder / f"stderr-{time.monotonic_ns()}.log").open("w+b")
         self.process = subprocess.Popen(
-            [sys.executable, str(SERVER), *arguments],
+            [sys.executable, *program, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -80,6 +115,21 @@ class Process:
         for pipe in (self.process.stdin, self.process.stdout, self._errors):
             if pipe is not None:
                 pipe.close()
+
+
+@contextmanager
+def server_script(folder: Path, script: str, **values: str) -> Iterator[None]:
+    """Have `script`, Python with `{server}` and `values` to be filled in, start the servers of the block."""
+    global SERVER
+    path, original = folder / "server_script.py", SERVER
+    path.write_text(
+        script.format(server=repr(str(SERVER)), **{name: repr(text) for name, text in values.items()})
+    )
+    SERVER = path
+    try:
+        yield
+    finally:
+        SERVER = original
 
 
 class StdioClient(Process):
