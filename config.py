@@ -1,8 +1,8 @@
 """Settings from the environment, and every limit by name.
 
-Nothing else in the project reads `os.environ`, and no limit stands as a bare number elsewhere. Relative
-paths resolve against `MCP_TASK_BASE_DIR`, never against the working directory: each MCP client starts
-the server somewhere else, and all of them must meet in one database.
+No setting is read from the environment elsewhere, and every limit that a caller can meet is named here.
+Relative paths resolve against `MCP_TASK_BASE_DIR`, never against the working directory: each MCP client
+starts the server somewhere else, and all of them must meet in one database.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from origins import Origin, parse_origin
 
 SERVER_NAME = "mcp-task-server"
 SERVER_TITLE = "MCP Task Server"
@@ -22,11 +24,19 @@ MIB = 1024 * KIB
 MESSAGE_BYTES = 8 * MIB  # one JSON-RPC message, on every transport
 JSON_DEPTH = 64  # arrays and objects inside one another
 BATCH_MESSAGES = 50
+BATCH_ANSWER_BYTES = 16 * MIB  # what follows in a batch is refused: ask for it alone
 ID_CHARACTERS = 128  # task ids and agent names
 TITLE_CHARACTERS = 300  # titles come back with every acknowledgement
 PATH_CHARACTERS = 4096
 ARTIFACT_NAME_CHARACTERS = 255
 QUERY_CHARACTERS = 1000
+TAG_CHARACTERS = 64
+TAGS = 20  # of one task
+DEPENDENCIES = 100  # of one task
+CLAIM_WAIT_SECONDS = 50  # claim_task; most clients give up on a call after 60
+BRIEF_CHARACTERS_MIN = 1000
+BRIEF_CHARACTERS_MAX = 100_000
+WATCHED_URIS = 1000  # one subscription
 TEXT_BYTES = 256 * KIB  # one text field or list entry, as UTF-8
 LIST_ENTRIES = 1000  # one list argument
 ARTIFACT_BYTES = 64 * MIB  # by path; by content the message limit is the smaller one
@@ -37,14 +47,22 @@ TASK_ARTIFACTS = 1000
 HANDOFFS_KEPT = 20  # shown with the task; the event log keeps all
 
 # --- What one answer holds ----------------------------------------------------------------------------
+BRIEF_CHARACTERS = 6000  # the resume brief, as JSON text
+HISTORY_PAGE = 50
 TASKS_PAGE = 20
 TASKS_PAGE_MAX = 100
 RESOURCES_PAGE = 100
+COMPLETIONS = 100
 ARTIFACT_CHUNK_BYTES = 32 * KIB  # get_task with `artifact`
 RESOURCE_BYTES = 8 * MIB  # resources/read of one artifact
 
 # --- Time, in seconds ---------------------------------------------------------------------------------
 BUSY_SECONDS = 30.0  # waiting for other writers before the tool error `busy`
+POLL_SECONDS = 0.1  # looking for changes of other processes, while somebody listens
+LIVENESS_SECONDS = 1.0  # looking for owners that died, while somebody waits for a task
+GIT_SECONDS = 2.0  # all calls of git for one answer
+GIT_SECONDS_AT_EXIT = 0.5
+CLOSE_SECONDS = 0.5  # for the statement in hand, when the process ends
 HEALTH_SECONDS = 2.0  # the database must answer /health within
 STOP_SECONDS = 1.5  # STDIO: from the signal to the exit, commit in hand included
 DRAIN_SECONDS = 4.0  # HTTP: from SIGTERM until what is still running is cut off
@@ -57,12 +75,15 @@ STREAM_DEAD_SECONDS = 15.0  # SSE: bytes not acknowledged for so long mean that 
 # --- HTTP ---------------------------------------------------------------------------------------------
 HEADER_BYTES = 32 * KIB
 CONNECTIONS = 8192
+RESERVED_DESCRIPTORS = 64  # open files that clients can never take from the store
 STREAMS = 6000
 WORKERS = 8
 QUEUED_REQUESTS = 1024
 STREAM_QUEUE_BYTES = 4 * MIB  # what a slow reader may leave unread before it is dropped
 
 DEFAULT_PORT = 8766
+DEFAULT_AGENT_IDLE_SECONDS = 1800
+MAX_TOKEN_FILE_BYTES = 64 * KIB
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -78,15 +99,18 @@ class Settings(NamedTuple):
     port: int
     debug: bool
     token: str | None
-    allowed_origins: tuple[str, ...]
+    allowed_origins: tuple[Origin, ...]
     attach_roots: tuple[str, ...]
+    agent_idle_seconds: int
+    on_handoff: tuple[str, ...]
 
 
 def load_settings(environ: Mapping[str, str], working_dir: str) -> Settings:
-    """Read the variables of design section 7; an empty one counts as unset.
+    """Read the variables that the README lists.
 
-    `working_dir` is where the client started the server: the default root for artifacts by path.
-    Raises ConfigError for a value that cannot be used.
+    An empty one counts as unset, but for MCP_TASK_ATTACH_ROOTS, where it means that there are none.
+    `working_dir` is where the client started the server, the default root for artifacts by path; "" if
+    that folder is gone. Raises ConfigError for a value that cannot be used.
     """
     base_dir = os.path.abspath(_path(environ.get("MCP_TASK_BASE_DIR") or _HERE, _HERE))
     return Settings(
@@ -95,8 +119,10 @@ def load_settings(environ: Mapping[str, str], working_dir: str) -> Settings:
         port=parse_port(environ.get("MCP_TASK_PORT") or str(DEFAULT_PORT), "MCP_TASK_PORT"),
         debug=environ.get("MCP_DEBUG", "").strip().lower() not in ("", "0", "false", "no", "off"),
         token=_token(environ, base_dir),
-        allowed_origins=tuple(environ.get("MCP_TASK_ALLOWED_ORIGINS", "").replace(",", " ").split()),
+        allowed_origins=_origins(environ, "MCP_TASK_ALLOWED_ORIGINS"),
         attach_roots=_attach_roots(environ, base_dir, working_dir),
+        agent_idle_seconds=_seconds(environ, "MCP_TASK_IDLE_SECONDS", DEFAULT_AGENT_IDLE_SECONDS),
+        on_handoff=_command(environ, "MCP_TASK_ON_HANDOFF"),
     )
 
 
@@ -108,12 +134,33 @@ def parse_port(text: str, source: str) -> int:
 
 
 def make_folder(path: str, source: str) -> None:
-    """Make the folder `path`, private to this user, with its parents; raise ConfigError if that fails."""
+    """Make the folder `path`, private to this user, with its parents, durably; raise ConfigError.
+
+    A folder whose entry in its parent were lost with the power would be rows without their files.
+    """
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_folder(parent, source)
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):  # else another process was faster
+            raise ConfigError(f"{source}: {path} is a file, not a folder") from None
     except OSError as error:
-        reason = error.strerror or "it cannot be made"
-        raise ConfigError(f"{source}: the folder {path} cannot be made: {reason}") from None
+        raise ConfigError(f"{source}: the folder {path} cannot be made: {error.strerror}") from None
+    _sync_folder(parent)
+
+
+def _sync_folder(path: str) -> None:
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # not ours to read; whoever made it saw to it
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _path(text: str, base_dir: str) -> str:
@@ -122,17 +169,46 @@ def _path(text: str, base_dir: str) -> str:
     return os.path.normpath(os.path.join(base_dir, os.path.expanduser(text)))
 
 
+def _origins(environ: Mapping[str, str], name: str) -> tuple[Origin, ...]:
+    origins = []
+    for text in environ.get(name, "").replace(",", " ").split():
+        origin = parse_origin(text)
+        if origin is None:
+            raise ConfigError(f"{name}: {text!r} is not of the form scheme://host[:port]")
+        origins.append(origin)
+    return tuple(origins)
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+        raise ConfigError(f"{name} is {text!r}: it must be a number of seconds, 1 or more")
+    return int(text)
+
+
+def _command(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    text = environ.get(name)
+    if not text:
+        return ()
+    import shlex
+
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"{name} cannot be split into words: {error}") from None
+
+
 def _token(environ: Mapping[str, str], base_dir: str) -> str | None:
     token = environ.get("MCP_TASK_TOKEN", "").strip()
     path = environ.get("MCP_TASK_TOKEN_FILE")
     if not token and path:
         try:
             with open(_path(path, base_dir), encoding="ascii") as file:
-                token = file.read(4096).strip()
+                token = file.read(MAX_TOKEN_FILE_BYTES + 1).strip()
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"MCP_TASK_TOKEN_FILE: {path} cannot be read as ASCII text") from None
-        if not token:
-            raise ConfigError(f"MCP_TASK_TOKEN_FILE: {path} is empty")
+        if not token or len(token) > MAX_TOKEN_FILE_BYTES:
+            raise ConfigError(f"MCP_TASK_TOKEN_FILE: {path} must hold 1 to {MAX_TOKEN_FILE_BYTES} bytes")
     if not all("!" <= character <= "~" for character in token):
         raise ConfigError("the token must be visible ASCII characters without blanks")
     return token or None
@@ -148,6 +224,8 @@ def _attach_roots(environ: Mapping[str, str], base_dir: str, working_dir: str) -
     if named is not None:
         roots = [_path(root, base_dir) for root in named.split(os.pathsep) if root.strip()]
         return tuple(os.path.realpath(root) for root in roots)
+    if not working_dir:
+        return ()
     root = os.path.realpath(working_dir)
     too_wide = {os.path.realpath(os.path.expanduser("~")), os.path.realpath(os.sep)}
     return () if root in too_wide else (root,)

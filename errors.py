@@ -1,7 +1,7 @@
 """What this server refuses, and how it says so to a model.
 
-`Refusal` is the base of every error that is raised on purpose; each subclass has its code. A ToolError
-reaches the model as `{"error": {"code", "message", "hint"}}` (design section 4): `message` says what is
+`Refusal` is the base of every error that a message is answered with; each kind has its code. A ToolError
+reaches the model as `{"error": {"code", "message", "hint"}}`: `message` says what is
 wrong, with the value; `hint` is the next step that would work.
 """
 
