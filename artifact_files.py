@@ -1,7 +1,7 @@
 """The files of artifacts: made durable before anybody hears of them, named by their content.
 
 A file is called after the SHA-256 of its bytes, so the same content is stored once, a repeated call adds
-nothing, and what a caller named a file never touches the disk. Order of work (design section 5):
+nothing, and what a caller named a file never touches the disk. Order of work:
 temporary file, fsync, rename, fsync of the folder; only then may a row refer to it. A crash can leave a
 file without a row, never a row without its file.
 """

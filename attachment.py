@@ -1,4 +1,4 @@
-"""Opening a file that an agent names, without becoming its confused deputy (design section 4).
+"""Opening a file that an agent names, without becoming its confused deputy.
 
 A model can be talked into naming any path, so a path is followed only to a regular file inside an
 allowed folder, and never to a file that belongs to the store: opening and closing the database would
@@ -30,8 +30,7 @@ def open_attachable(path: str, roots: tuple[str, ...], own_folder: str, own_file
     if not any(_is_inside(real, root) for root in roots):
         raise InvalidArguments(
             f"The path '{path}' is outside the folders that files may be attached from.",
-            f"Attach a file of the working directory, or ask the user to set MCP_TASK_ATTACH_ROOTS. "
-            f"{_INSTEAD}",
+            f"Attach a file inside of them: {', '.join(roots)}. {_INSTEAD}",
         )
     facts = _regular_file(real, path)
     if _is_inside(real, os.path.realpath(own_folder)) or _is_same_file(facts, own_files):

@@ -1,6 +1,6 @@
 """The SQLite connection: how it is opened, how it writes, how long it waits. No table is named here.
 
-Durability (design section 5): rollback journal in PERSIST mode with `synchronous=FULL`, every write in an
+Durability: rollback journal in PERSIST mode with `synchronous=FULL`, every write in an
 explicit BEGIN IMMEDIATE, committed only on success; what was committed survives `kill -9` and power loss.
 Not WAL: below SQLite 3.51.3 two processes can corrupt a WAL file. Several processes share the file:
 writers take turns (locks.py) and every lock is waited for in short, jittered pauses, because SQLite's
@@ -10,17 +10,20 @@ any other descriptor on it would drop SQLite's POSIX locks.
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import closing, contextmanager
+from typing import Any, NoReturn, Protocol, TypeVar
+from urllib.parse import quote
 
-from config import BUSY_SECONDS
+from config import BUSY_SECONDS, CLOSE_SECONDS
 from errors import Busy, StorageError, StoreFailure, ToolError
 from locks import WriterTurns
+from log import say
 
 Row = tuple[Any, ...]
 Statement = tuple[str, Sequence[Any]]
@@ -28,7 +31,11 @@ T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 2e-3  # seconds between two attempts to get a lock
 _TRY_LATER = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_NO_DATABASE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+class _Lock(Protocol):
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+    def release(self) -> None: ...
 
 
 class Database:
@@ -47,21 +54,32 @@ class Database:
         self._application_id = application_id
         self._migrations = migrations
         self._turns = WriterTurns(path + ".lock")
-        self._lock = threading.RLock()
+        self._writer = threading.Lock()  # held by the thread whose transaction it is, or will be
+        self._lock = threading.RLock()  # held by whoever uses the connection
+        self._has_failed = False
+        self._is_open = False
+        with self._errors_told():
+            self._connection = self._connect()
         try:
             with self._errors_told():
-                self._connection = sqlite3.connect(
-                    path, timeout=0, isolation_level=None, check_same_thread=False
-                )
                 self._prepare()
-        except ToolError as error:
-            raise StoreFailure(f"{path}: {error.message}") from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, ToolError):
+                raise StoreFailure(f"{path}: {error.message}") from error
+            raise
+        self._is_open = True
 
     def close(self) -> None:
-        """Close the connection; waits for the transaction in hand."""
-        with self._lock:
+        """Close the connection after the statement in hand; one that does not end is left to the system."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        is_turn_free = self._writer.acquire(timeout=CLOSE_SECONDS)
+        if self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             self._connection.close()
+            self._lock.release()
+        if is_turn_free:
             self._turns.close()
+            self._writer.release()
 
     @contextmanager
     def transaction(self, is_recorded: Callable[[], bool] | None = None) -> Iterator[None]:
@@ -72,18 +90,23 @@ class Database:
         promised any more.
         """
         deadline = time.monotonic() + BUSY_SECONDS
-        with self._errors_told(), self._held(deadline), self._turns.turn(deadline):
-            self._patiently(deadline, lambda: self.execute("BEGIN IMMEDIATE"))
+        with self._errors_told(), _held(self._writer, deadline), self._turns.turn(deadline):
+            # Until it begins nothing holds the connection: others may read while this one waits.
+            self._patiently(deadline, lambda: self._begin(deadline))
             try:
                 yield
                 self._commit(deadline, is_recorded)
             except BaseException:
-                if self._connection.in_transaction:
+                if self._connection.in_transaction and not self._has_failed:
                     self.execute("ROLLBACK")
                 raise
+            finally:
+                self._lock.release()
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
         """Run a statement of the transaction in hand and return all its rows."""
+        if self._has_failed:
+            raise StoreFailure(f"{self._path}: the database failed before")
         return self._connection.execute(statement, values).fetchall()
 
     def read(self, *statements: Statement, seconds: float = BUSY_SECONDS) -> list[list[Row]]:
@@ -92,30 +115,49 @@ class Database:
         Waits up to `seconds` for writers, then raises Busy; raises StorageError when the disk refuses.
         """
         deadline = time.monotonic() + seconds
-        with self._errors_told(), self._held(deadline):
-            return self._patiently(deadline, lambda: self._snapshot(statements))
+        with self._errors_told():
+            return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
+
+    def change_marker(self) -> tuple[int, int]:
+        """Return a value that differs after any process has committed a change; costs next to nothing.
+
+        SQLite's data_version tells of the others, the connection's own count of ourselves.
+        """
+        [[(version,)]] = self.read(("PRAGMA data_version", ()))
+        return version, self._connection.total_changes
 
     # --- Opening --------------------------------------------------------------------------------------
 
+    def _connect(self) -> sqlite3.Connection:
+        if os.path.exists(self._path + "-wal"):
+            # Closing it would fold the log into the file. Look first, in a way that changes neither.
+            uri = "file:" + quote(self._path) + "?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, timeout=0)) as looking:
+                deadline = time.monotonic() + BUSY_SECONDS
+                self._judge(
+                    self._patiently(
+                        deadline, lambda: [looking.execute(text).fetchall() for text, _ in _IDENTITY]
+                    )
+                )
+        return sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+
     def _prepare(self) -> None:
         deadline = time.monotonic() + BUSY_SECONDS
-        self._patiently(deadline, self._refuse_foreign_file)
+        self._judge(self.read(*_IDENTITY))
         self._patiently(deadline, self._choose_durability)
         if self._patiently(deadline, self._schema_version) < len(self._migrations):
             with self.transaction():
                 self._migrate()
 
-    def _refuse_foreign_file(self) -> None:
-        version, known = self._schema_version(), len(self._migrations)
-        application_id = self._pragma("application_id")
-        if version == 0 and application_id == 0:
-            if self.execute("SELECT 1 FROM sqlite_master LIMIT 1"):
-                raise StoreFailure(f"{self._path} is a database of another program")
-        elif application_id != self._application_id:
+    def _judge(self, identity: list[list[Row]]) -> None:
+        """Raise StoreFailure unless the file is ours, or empty; `identity` is what _IDENTITY returned."""
+        version, application_id = identity[0][0][0], identity[1][0][0]
+        is_empty = not identity[2]
+        if application_id != self._application_id and not (is_empty and application_id == version == 0):
             raise StoreFailure(f"{self._path} is a database of another program")
-        elif version > known:
+        if version > len(self._migrations):
             raise StoreFailure(
-                f"{self._path} has schema version {version}, this program knows {known}: "
+                f"{self._path} has schema version {version}, this program knows {len(self._migrations)}: "
                 "it was made by a newer mcp-task-server"
             )
 
@@ -128,7 +170,8 @@ class Database:
             raise StoreFailure(f"{self._path}: the journal mode is {mode}, which is not durable")
 
     def _migrate(self) -> None:
-        """Inside a transaction: another process may have migrated while this one waited for it."""
+        """Inside a transaction: another process may have made the file into what it is meanwhile."""
+        self._judge([self.execute(*statement) for statement in _IDENTITY])
         version = self._schema_version()
         for statements in self._migrations[version:]:
             for statement in statements:
@@ -155,31 +198,38 @@ class Database:
             self._patiently(deadline, lambda: self.execute("COMMIT"))
         except sqlite3.Error as error:
             if _primary_code(error) == sqlite3.SQLITE_IOERR:
-                raise StoreFailure(f"{self._path}: input/output error in a commit") from error
+                self._fail(error)
             if self._connection.in_transaction:
                 self.execute("ROLLBACK")
-            if is_recorded is None or not is_recorded():
+            if is_recorded is None or not self._patiently(deadline, is_recorded):
                 raise
 
-    def _snapshot(self, statements: Sequence[Statement]) -> list[list[Row]]:
-        if len(statements) == 1:
-            return [self.execute(*statements[0])]
-        self.execute("BEGIN")
+    def _begin(self, deadline: float) -> None:
+        """Begin, and keep the connection; gives it back if that fails."""
+        _acquire(self._lock, deadline)
         try:
-            return [self.execute(*statement) for statement in statements]
-        finally:
-            self.execute("COMMIT")
+            self.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _snapshot(self, statements: Sequence[Statement], deadline: float) -> list[list[Row]]:
+        with _held(self._lock, deadline):
+            if len(statements) == 1:
+                return [self.execute(*statements[0])]
+            self.execute("BEGIN")
+            try:
+                return [self.execute(*statement) for statement in statements]
+            finally:
+                if self._connection.in_transaction:
+                    self.execute("COMMIT")
+
+    def _fail(self, error: sqlite3.Error) -> NoReturn:
+        """Nobody else is to be answered either: what they would hear cannot be relied on."""
+        self._has_failed = True
+        raise StoreFailure(f"{self._path}: input/output error ({error})") from error
 
     # --- Waiting and errors ---------------------------------------------------------------------------
-
-    @contextmanager
-    def _held(self, deadline: float) -> Iterator[None]:
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _patiently(self, deadline: float, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, trying again while other processes hold the database."""
@@ -204,12 +254,26 @@ class Database:
             code = _primary_code(error)
             if code in _TRY_LATER:
                 raise _busy() from error
+            if getattr(error, "sqlite_errorcode", 0) in _UNSYNCED:
+                self._fail(error)
+            if self._is_open:  # else it ends the process, with one line of its own
+                say(f"{self._path}: {error}")
             raise StorageError(
-                _REASONS.get(code, f"The database reports: {error}."),
+                _REASONS.get(code, "The database cannot carry this out."),
                 "Nothing was changed. Tell the user that the task database needs attention; once it "
                 "is mended, the same call can be repeated.",
             ) from error
 
+
+# What tells whose file it is, and whether it is anybody's.
+_IDENTITY: tuple[Statement, ...] = (
+    ("PRAGMA user_version", ()),
+    ("PRAGMA application_id", ()),
+    ("SELECT 1 FROM sqlite_master LIMIT 1", ()),
+)
+
+# SQLite syncs not only in a commit: also when it rolls a dead writer back, or runs out of cache.
+_UNSYNCED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 _REASONS = {
     sqlite3.SQLITE_FULL: "The disk is full.",
@@ -226,6 +290,20 @@ def _busy() -> Busy:
         f"Other writers kept the database busy for {BUSY_SECONDS:.0f} seconds.",
         "Nothing was changed. Call again: repeating a call is always safe.",
     )
+
+
+def _acquire(lock: _Lock, deadline: float) -> None:
+    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
+
+
+@contextmanager
+def _held(lock: _Lock, deadline: float) -> Iterator[None]:
+    _acquire(lock, deadline)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _primary_code(error: sqlite3.Error) -> int:

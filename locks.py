@@ -1,7 +1,7 @@
 """Turns for writers: an advisory lock on a small file beside the database.
 
 SQLite's own busy handler lets writers starve for seconds; with turns, four busy processes wait about a
-millisecond (design section 5). The lock only orders writers: the database is safe without it, so where
+millisecond. The lock only orders writers: the database is safe without it, so where
 there is no `flock`, or no place for the file, there is simply no turn to wait for.
 """
 
@@ -11,10 +11,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 try:
-    import fcntl
+    import fcntl as fcntl  # for sessions.py too
 except ImportError:  # no flock on this platform
     fcntl = None  # type: ignore[assignment]
 
@@ -25,6 +25,7 @@ class WriterTurns:
     def __init__(self, path: str) -> None:
         self._path = path
         self._file: int | None = None
+        self._waiter: _Waiter | None = None
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[None]:
@@ -43,15 +44,21 @@ class WriterTurns:
             self._file = None
 
     def _take(self, deadline: float) -> int | None:
+        """Return the descriptor that holds the lock; None where there is no such lock."""
         if self._file is None:
             self._file = self._open()
         if self._file is None:
             return None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file = self._wait(self._file, deadline)
-        return self._file
+        if self._waiter is None or not self._waiter.is_taken_up():
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._waiter = _Waiter(self._file)
+            except OSError:
+                return None  # a filesystem without locks
+            else:
+                return self._file
+        return self._wait(self._file, self._waiter, deadline)
 
     def _open(self) -> int | None:
         if fcntl is None:
@@ -61,36 +68,49 @@ class WriterTurns:
         except OSError:
             return None
 
-    def _wait(self, file: int, deadline: float) -> int | None:
-        """Wait in line, and return the descriptor that holds the lock.
+    def _wait(self, file: int, waiter: _Waiter, deadline: float) -> int:
+        """Wait in line. flock has no time limit of its own, so a thread stands there in our place.
 
-        flock has no time limit of its own, so a thread waits in its place. When time runs out the
-        thread and its descriptor are left behind, and the next turn opens another one.
+        When time runs out the thread goes on waiting, and is taken up by the next turn.
         """
-        waiter = _Waiter(file)
-        waiter.start()
-        if waiter.granted.wait(max(0.0, deadline - time.monotonic())):
-            return file
-        if waiter.abandon():
-            self._file = None
+        if not waiter.granted.wait(max(0.0, deadline - time.monotonic())) and waiter.is_abandoned():
             raise TimeoutError
+        self._waiter = None
         return file
 
 
-class _Waiter(threading.Thread):
+class _Waiter:
+    """A thread that waits for the lock. Left alone, it gives the lock back as soon as it has it."""
+
     def __init__(self, file: int) -> None:
-        super().__init__(daemon=True)
         self.granted = threading.Event()
         self._file = file
-        self._verdict = threading.Lock()  # taken once: by whoever is first, the lock or the timeout
+        self._guard = threading.Lock()
+        self._is_wanted = True
+        self._has_ended = False
+        threading.Thread(target=self._run, name="writer-turn", daemon=True).start()
 
-    def run(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._verdict.acquire(blocking=False):
-            self.granted.set()
-        else:
-            os.close(self._file)
+    def is_abandoned(self) -> bool:
+        """Stop wanting the lock; False if it has come all the same, and is held."""
+        with self._guard:
+            self._is_wanted = self.granted.is_set()
+            return not self._is_wanted
 
-    def abandon(self) -> bool:
-        """Return True if the lock did not come in time; the thread then closes the descriptor."""
-        return self._verdict.acquire(blocking=False)
+    def is_taken_up(self) -> bool:
+        """Want the lock again; False if the thread has ended meanwhile."""
+        with self._guard:
+            self._is_wanted = not self._has_ended
+            return self._is_wanted
+
+    def _run(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # closed meanwhile
+        with self._guard:
+            self._has_ended = True
+            if self._is_wanted:
+                self.granted.set()
+            else:
+                with suppress(OSError):  # closed meanwhile, which gives it back too
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
