@@ -1,4 +1,4 @@
-"""The data of design section 3 as pydantic models: what a task, a checkpoint and their parts are.
+"""The data as pydantic models: what a task, a checkpoint and their parts are.
 
 These are the stored and shown shapes. They carry no limits: those belong to the arguments of a tool, so
 that nothing once stored can become unreadable when a limit changes.
@@ -7,7 +7,7 @@ that nothing once stored can become unreadable when a limit changes.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
@@ -15,7 +15,7 @@ ANYONE = "any"  # the addressee of a handoff to whoever comes first
 
 
 class Status(StrEnum):
-    """Where a task stands in its life (design section 3)."""
+    """Where a task stands in its life."""
 
     OPEN = "open"
     IN_PROGRESS = "in_progress"
@@ -83,6 +83,9 @@ class Progress(BaseModel):
     files: list[str] = []
 
 
+PRIORITY = 2  # of a task that says nothing: 0 is most urgent, 4 least
+
+
 class Report(BaseModel):
     """What one checkpoint call says about the work; None where it says nothing."""
 
@@ -93,6 +96,7 @@ class Report(BaseModel):
     decisions: list[str] | None = None
     dead_ends: list[str] | None = None
     files: list[str] | None = None
+    dropped_steps: list[str] | None = None
 
     def is_empty(self) -> bool:
         """Return True if the call carried no checkpoint field."""
@@ -117,9 +121,25 @@ class Task(BaseModel):
     files: list[str]
     artifacts: list[Artifact]
     handoffs: list[Handoff]  # latest first
+    priority: int = PRIORITY
+    tags: list[str] = []
+    depends_on: list[str] = []
     created_at: str
     updated_at: str
     version: int
+
+    def shown(self, owner_state: str | None = None) -> dict[str, Any]:
+        """Return the task as JSON for an agent: priority, tags and dependencies only if they say something.
+
+        `owner_state` says whether the owner's session lives.
+        """
+        shown = self.model_dump(mode="json")
+        if self.priority == PRIORITY:
+            del shown["priority"]
+        for name in ("tags", "depends_on"):
+            if not shown[name]:
+                del shown[name]
+        return shown if owner_state is None else shown | {"owner_state": owner_state}
 
     def progress(self) -> Progress:
         """Return the part of the task that a checkpoint carries."""
@@ -134,6 +154,7 @@ class Checkpoint(BaseModel):
     agent: str
     created_at: str
     progress: Progress
+    dropped_steps: list[str] = []
 
 
 class NewTask(BaseModel):
@@ -144,7 +165,17 @@ class NewTask(BaseModel):
     goal: str
     repo_path: str | None
     remaining_steps: list[str]
-    agent: str | None
+    priority: int = PRIORITY
+    tags: list[str] = []
+    depends_on: list[str] = []
+
+
+class OwnerState(StrEnum):
+    """Whether the session lives through which the owner of a task last wrote."""
+
+    LIVE = "live"
+    GONE = "gone"
+    UNKNOWN = "unknown"  # nothing is connected, but it was heard of not long ago
 
 
 class TaskFilter(BaseModel):
@@ -154,3 +185,23 @@ class TaskFilter(BaseModel):
     current_owner: str | None = None
     repo_path: str | None = None
     query: str | None = None
+    tag: str | None = None
+    ready: bool | None = None
+    owner_state: OwnerState | None = None
+
+
+class ClaimFilter(BaseModel):
+    """Which tasks `claim_task` may take; None where it does not matter."""
+
+    repo_path: str | None = None
+    tag: str | None = None
+
+
+class ClaimKind(StrEnum):
+    """How a task came to whoever claimed it."""
+
+    HANDOFF = "handoff"
+    EXHAUSTED = "exhausted"
+    GONE = "gone"
+    OPEN = "open"
+    MINE = "mine"

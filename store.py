@@ -1,9 +1,9 @@
-"""The tables, and the artifacts that go with them. Every public method is one transaction.
+"""The tasks, and the artifacts that go with them. A public method writes in one transaction, or not at all.
 
-All SQL but the connection's own (database.py: PRAGMA, BEGIN, COMMIT) stands here, with values only as
-parameters, in the plain dialect that PostgreSQL understands too. Nothing here knows JSON-RPC, and the
-rules of a task's life are lifecycle.py's: the store loads a task, lets a rule decide, and writes down
-what came of it: the task, its checkpoint, and an event.
+The statements are in the plain dialect that PostgreSQL understands too (the full-text index apart), with
+values only as parameters; the tables are schema.py's, the connection database.py's. Nothing here knows
+JSON-RPC, and the rules of a task's life are lifecycle.py's: the store loads a task, lets a rule decide,
+and writes down what came of it: the task, its checkpoint, an event.
 """
 
 from __future__ import annotations
@@ -11,102 +11,93 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import lifecycle
 from artifact_files import ArtifactFiles, KeptFile
-from config import HEALTH_SECONDS, TASK_ARTIFACTS
-from database import Database, Row, Statement
+from config import DEFAULT_AGENT_IDLE_SECONDS, HEALTH_SECONDS, ID_CHARACTERS, TASK_ARTIFACTS
+from database import Database, Row
+from dependencies import Dependencies
 from errors import Busy, Conflict, InvalidArguments, NotFound, StorageError, TooLarge
 from lifecycle import agent_key
+from listing import Listing, TaskPage, claim_conditions, position
 from models import (
+    ANYONE,
     Artifact,
     ArtifactType,
     Checkpoint,
+    ClaimFilter,
+    ClaimKind,
     NewTask,
+    OwnerState,
     Progress,
     Report,
     Status,
     Task,
     TaskFilter,
 )
+from notices import Notices
+from presence import Presence
+from schema import (
+    APPLICATION_ID,
+    COLUMNS,
+    EXHAUSTED_QUEUE,
+    MIGRATIONS,
+    OPEN_QUEUE,
+    SESSION_QUEUES,
+    body_of,
+    column_values,
+    handoff_queue,
+    json_or_none,
+    owner_key_of,
+    queue_of,
+    reserved,
+    session_queue,
+    task_of,
+)
+from sessions import Caller, ProcessLocks
 
 JsonObject = dict[str, Any]
 Rule = Callable[[Task, str], Task]  # a task as it is and the time -> the task as it shall be
 
-_APPLICATION_ID = 0x4D435054  # "MCPT" in the file's header: nobody else's database is touched
-
-# A task's scalars are columns; what only ever travels as a whole is the JSON object `body`. `changed` is
-# the number of the task's latest event: unlike a clock it never repeats or goes back, so it orders
-# lists and is their cursor. `last_call` and `last_made` let the same call be answered twice.
-_MIGRATIONS = (
-    (
-        """CREATE TABLE tasks (
-        task_id TEXT NOT NULL PRIMARY KEY,
-        title TEXT NOT NULL,
-        goal TEXT NOT NULL,
-        status TEXT NOT NULL,
-        current_owner TEXT,
-        repo_path TEXT,
-        body TEXT NOT NULL,
-        created_at TEXT NOT NULL,
-        updated_at TEXT NOT NULL,
-        version INTEGER NOT NULL,
-        changed INTEGER NOT NULL,
-        owner_key TEXT,
-        search TEXT NOT NULL,
-        created_call TEXT NOT NULL,
-        last_call TEXT NOT NULL,
-        last_made TEXT NOT NULL
-    )""",
-        "CREATE INDEX tasks_changed ON tasks (changed)",
-        "CREATE INDEX tasks_status ON tasks (status, changed)",
-        "CREATE INDEX tasks_owner ON tasks (owner_key, changed)",
-        "CREATE INDEX tasks_repo ON tasks (repo_path, changed)",
-        """CREATE TABLE checkpoints (
-        task_id TEXT NOT NULL REFERENCES tasks (task_id),
-        number INTEGER NOT NULL,
-        agent TEXT NOT NULL,
-        created_at TEXT NOT NULL,
-        progress TEXT NOT NULL,
-        PRIMARY KEY (task_id, number)
-    )""",
-        """CREATE TABLE events (
-        event_id INTEGER NOT NULL PRIMARY KEY,
-        task_id TEXT NOT NULL REFERENCES tasks (task_id),
-        version INTEGER NOT NULL,
-        at TEXT NOT NULL,
-        what TEXT NOT NULL,
-        agent TEXT,
-        detail TEXT
-    )""",
-        "CREATE INDEX events_task ON events (task_id, event_id)",
-    ),
-)
-_COLUMNS = "task_id, title, goal, status, current_owner, repo_path, body, created_at, updated_at, version"
-_COLUMN_NAMES = tuple(_COLUMNS.split(", "))
-_BODY_FIELDS = {*Progress.model_fields, "artifacts", "handoffs"}
-_SUMMARY_COLUMNS = "task_id, title, status, current_owner, repo_path, version, updated_at"
-_SUMMARY_FIELDS = tuple(_SUMMARY_COLUMNS.split(", "))
 _ACKNOWLEDGED = {"task_id", "title", "status", "current_owner", "version", "updated_at"}
 
 
 class Happening(NamedTuple):
-    """What a change is in the event log: `what` happened, by whom, and details worth keeping."""
+    """What a change is in the event log: `what` happened, by whom, and details worth keeping.
+
+    `concerns` names another agent that should hear of it.
+    """
 
     what: str
     agent: str | None
     detail: JsonObject | None = None
+    concerns: str | None = None
 
 
-class TaskPage(NamedTuple):
-    """A page of task summaries, newest change first; `next_cursor` is None on the last one."""
+class Claim(NamedTuple):
+    """A task that was claimed, how it came, and from whom, if from anybody.
 
-    tasks: list[JsonObject]
-    next_cursor: str | None
+    `former` and `former_session` are the task and its session as they were.
+    """
+
+    task: Task
+    how: ClaimKind
+    sender: str | None
+    notice: str | None
+    former: Task
+    former_session: str | None
+
+
+class Change(NamedTuple):
+    """One entry of the event log, as far as a listener is concerned."""
+
+    position: int
+    task_id: str
+    is_new: bool
 
 
 class Store:
@@ -115,20 +106,30 @@ class Store:
     Safe to use from several threads: one connection, one lock, and no cursor that outlives a call.
     """
 
-    def __init__(self, db_path: str, artifacts_dir: str) -> None:
+    def __init__(
+        self, db_path: str, artifacts_dir: str, idle_seconds: int = DEFAULT_AGENT_IDLE_SECONDS
+    ) -> None:
         """Open the database, making or migrating it as needed.
 
-        Raises StoreFailure for a file that is no database of ours, is damaged, or is newer than this
-        program; such a file is left untouched.
+        Agents without a connection are gone after `idle_seconds`. Raises StoreFailure for a file that is
+        no database of ours, is damaged, or is newer than this program; such a file is left untouched.
         """
+        # SQLite keeps its journal beside the file itself, so all is named after that one, links followed.
+        db_path = os.path.realpath(db_path)
         self._path = db_path
         self.artifacts_dir = artifacts_dir
         self._files = ArtifactFiles(artifacts_dir)
-        self._db = Database(db_path, _APPLICATION_ID, _MIGRATIONS)
+        self._locks = ProcessLocks(db_path + ".sessions")
+        self._db = Database(db_path, APPLICATION_ID, MIGRATIONS)
+        self._presence = Presence(self._db, self._locks, idle_seconds)
+        self._listing = Listing(self._db, self._presence)
+        self._dependencies = Dependencies(self._db)
+        self._notices = Notices(self._db)
 
     def close(self) -> None:
         """Close the database; waits for the transaction in hand."""
         self._db.close()
+        self._locks.release()
 
     def own_files(self) -> list[str]:
         """Return the paths of the database and the files beside it, which nobody else may open."""
@@ -136,17 +137,20 @@ class Store:
 
     # --- Writing --------------------------------------------------------------------------------------
 
-    def create_task(self, new: NewTask) -> JsonObject:
+    def create_task(self, new: NewTask, caller: Caller | None = None) -> JsonObject:
         """Make a task and return its acknowledgement; equal content returns the task that is there.
 
-        Raises Conflict when the id is taken by a task with other content.
+        Raises Conflict when the id is taken by a task with other content, and InvalidArguments for
+        dependencies that do not exist.
         """
-        content = new.model_dump(exclude={"task_id", "agent"})
+        content = new.model_dump(exclude={"task_id"})
         call = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        with self._db.transaction():
+        said = _said(call, caller)
+        task_id = new.task_id or ""
+        with self._db.transaction(lambda: self._is_recorded(task_id, said)):
             task_id, found = self._place_for(new.task_id, call)
             if found is not None:
-                return _acknowledgement(found, {})
+                return _acknowledgement(found, self._made_by(task_id, said))
             now = _timestamp()
             task = Task(
                 **content, task_id=task_id, status=Status.OPEN, current_owner=None,
@@ -154,58 +158,85 @@ class Store:
                 dead_ends=[], files=[], artifacts=[], handoffs=[],
                 created_at=now, updated_at=now, version=1,
             )  # fmt: skip
-            self._insert(task, call, self._log(task, Happening("created", new.agent)))
-        return _acknowledgement(task, {})
+            made = self._heard(caller, task_id)
+            self._insert(task, call, said, made, None if caller is None else caller.agent)
+        return _acknowledgement(task, made)
 
-    def save_checkpoint(self, task_id: str, agent: str, report: Report, call: str) -> JsonObject:
-        """Merge `report` into the task, keep the result as a checkpoint, and make `agent` the owner.
+    def save_checkpoint(
+        self, task_id: str, caller: Caller, report: Report, call: str, repository: JsonObject | None = None
+    ) -> JsonObject:
+        """Merge `report` into the task, keep the result as a checkpoint, and make the caller the owner.
 
         `call` identifies the call (as in all methods below): the same one again changes nothing.
-        Returns the acknowledgement. Raises NotFound, NotOwner, InvalidState or TooLarge.
+        `repository` is the state of the work tree. Returns the acknowledgement, with warnings for steps
+        that vanished. Raises NotFound, NotOwner, InvalidState or TooLarge.
         """
         return self._change(
             task_id,
             call,
-            lambda task, now: lifecycle.checkpoint(task, agent, report),
-            Happening("checkpoint", agent),
-            checkpoint_by=agent,
-        )
+            lambda task, now: lifecycle.checkpoint(task, caller.agent, report),
+            Happening("checkpoint", caller.agent),
+            _Saving(report, repository, True),
+            caller,
+        )[0]
 
     def handoff_task(
-        self, task_id: str, from_agent: str, to_agent: str, reason: str, report: Report, call: str
-    ) -> JsonObject:
-        """Pass the task on, with a checkpoint if `report` says anything; raises as save_checkpoint."""
+        self,
+        task_id: str,
+        caller: Caller,
+        to_agent: str,
+        reason: str,
+        report: Report,
+        call: str,
+        repository: JsonObject | None = None,
+    ) -> tuple[JsonObject, bool]:
+        """Pass the task on, with a checkpoint if `report` says anything; raises as save_checkpoint.
+
+        Returns the acknowledgement, and whether this call is what handed the task over.
+        """
+        sender = caller.agent
         return self._change(
             task_id,
             call,
-            lambda task, now: lifecycle.handoff(task, from_agent, to_agent, reason, report, now),
-            Happening("handoff", from_agent, {"to_agent": to_agent, "reason": reason}),
-            checkpoint_by=None if report.is_empty() else from_agent,
+            lambda task, now: lifecycle.handoff(task, sender, to_agent, reason, report, now),
+            Happening("handoff", sender, {"to_agent": to_agent, "reason": reason}, to_agent),
+            _Saving(report, repository, not report.is_empty()),
+            caller,
         )
 
-    def mark_exhausted(self, task_id: str, agent: str, reason: str, report: Report, call: str) -> JsonObject:
-        """Free the task of an agent that cannot go on; otherwise as handoff_task."""
+    def mark_exhausted(
+        self,
+        task_id: str,
+        caller: Caller,
+        reason: str,
+        report: Report,
+        call: str,
+        repository: JsonObject | None = None,
+    ) -> JsonObject:
+        """Free the task of an agent that cannot go on; otherwise as save_checkpoint."""
         return self._change(
             task_id,
             call,
-            lambda task, now: lifecycle.exhaust(task, agent, reason, report, now),
-            Happening("exhausted", agent, {"reason": reason}),
-            checkpoint_by=None if report.is_empty() else agent,
-        )
+            lambda task, now: lifecycle.exhaust(task, caller.agent, reason, report, now),
+            Happening("exhausted", caller.agent, {"reason": reason}),
+            _Saving(report, repository, not report.is_empty()),
+            caller,
+        )[0]
 
     def update_task(
         self, task_id: str, fields: JsonObject, expected_version: int | None, call: str
     ) -> JsonObject:
         """Set fields of the task; the values they replace go to the event log.
 
-        Raises NotFound, InvalidState, or Conflict when the task is not at `expected_version`.
+        Raises NotFound, InvalidState, InvalidArguments for dependencies that do not exist or go in a
+        circle, or Conflict when the task is not at `expected_version`.
         """
         return self._change(
             task_id,
             call,
             lambda task, now: lifecycle.update(task, fields, expected_version),
             Happening("updated", None),
-        )
+        )[0]
 
     def attach_artifact(
         self,
@@ -213,66 +244,181 @@ class Store:
         name: str,
         artifact_type: ArtifactType,
         chunks: Iterable[bytes],
-        agent: str | None,
+        caller: Caller | None = None,
     ) -> JsonObject:
         """Store the bytes of `chunks` and attach them; the same file under the same name only once.
 
         Raises NotFound, TooLarge or StorageError.
         """
-        self._require(task_id)  # before a file is written for nothing
+        _require_room(self.get_task(task_id), name)  # before a file is written for nothing
         kept = self._files.keep(chunks)
-        call = f"artifact:{artifact_type}:{kept.sha256}:{name}"
+        call = _said(f"artifact:{artifact_type}:{kept.sha256}:{name}", caller)
         with self._db.transaction(lambda: self._is_recorded(task_id, call)):
-            task = self._load(task_id).task
+            loaded = self._load(task_id)
+            task, agent = loaded.task, caller and caller.agent
             number = _number_of(task, name, artifact_type, kept)
+            made = json.loads(loaded.last_made) if call == loaded.last_call else self._heard(caller, task_id)
             if number is None:
                 number = len(task.artifacts) + 1
                 task = _with_artifact(task, name, artifact_type, kept, agent, _timestamp())
                 detail = {"number": number, "name": name, "sha256": kept.sha256}
-                self._update(task, self._log(task, Happening("artifact", agent, detail)), call, {})
-        return _acknowledgement(task, {"artifact": task.artifacts[number - 1].model_dump()})
+                event_id = self._log(task, Happening("artifact", agent, detail))
+                self._update(task, loaded, event_id, loaded.session_id, call, made)
+            self._follow(loaded, caller)
+        return _acknowledgement(task, {"artifact": task.artifacts[number - 1].model_dump(), **made})
+
+    def claim_task(self, caller: Caller, task_id: str | None, wanted: ClaimFilter) -> Claim | None:
+        """Make the caller the owner of a task: of `task_id`, or of the next one there is for it.
+
+        Of any number of callers exactly one gets a task. Returns None when there is nothing to take.
+        Raises NotFound, NotOwner or InvalidState where `task_id` cannot be had.
+        """
+        claim: Claim | None = None
+        session_id = ""
+        with self._db.transaction(lambda: claim is not None and self._is_claimed(claim.task, session_id)):
+            if task_id is None:
+                task_id = self._next_for(caller.agent, wanted, self._db.execute)
+            if task_id is None:
+                return None
+            loaded = self._load(task_id)
+            before = loaded.task
+            task, how, sender = lifecycle.claim(before, caller.agent, self._owner_state(loaded))
+            session_id = self._presence.register_in_transaction(caller)
+            if task is before:
+                self._move(before, session_id)
+            else:
+                task = self._record_claim(loaded, task, how, sender, caller.agent, session_id)
+            notice = self._notices.take_in_transaction(caller.agent, task_id)
+            claim = Claim(task, how, sender, notice, before, loaded.session_id)
+        return claim
+
+    def return_claim(self, claim: Claim) -> None:
+        """Give a task back that was claimed for somebody who is no longer there, unless it went on since."""
+        with self._db.transaction():
+            loaded = self._load(claim.task.task_id)
+            if claim.how is ClaimKind.MINE or loaded.task.version != claim.task.version:
+                return
+            task = claim.former.model_copy(
+                update={"updated_at": _timestamp(), "version": claim.task.version + 1}
+            )
+            event_id = self._log(task, Happening("returned", claim.task.current_owner))
+            self._update(task, loaded, event_id, claim.former_session, f"returned:{event_id}", {})
+
+    def is_claimable(self, agent: str, wanted: ClaimFilter) -> bool:
+        """Return whether claim_task would find a task, without taking any lock for writing."""
+        return self._next_for(agent, wanted, self._fetch) is not None
+
+    def take_notice(self, agent: str) -> str | None:
+        """Return what the agent should be told and was not told yet."""
+        if self._notices.has_news(agent):
+            with self._db.transaction():
+                return self._notices.take_in_transaction(agent, None)
+        return None
+
+    def end_session(self, session_id: str, observe: Callable[[str | None], JsonObject | None]) -> None:
+        """Record that a session has ended in good order, and how `observe` finds its repositories."""
+        if not self._presence.is_known(session_id):
+            return
+        in_session = f"SELECT {COLUMNS} FROM tasks WHERE queue = ?"
+        queue = (session_queue(session_id),)
+        paths = {task_of(row).repo_path for row in self._fetch(in_session, queue)}
+        states = {path: observe(path) for path in paths}
+        with self._db.transaction():
+            self._presence.forget_in_transaction(session_id)
+            for task in map(task_of, self._db.execute(in_session, queue)):
+                ended = Happening(
+                    "session_ended", task.current_owner, {"repository": states.get(task.repo_path)}
+                )
+                self._log(task.model_copy(update={"updated_at": _timestamp()}), ended)
+        self._presence.drop(session_id)
 
     # --- Reading --------------------------------------------------------------------------------------
 
     def get_task(self, task_id: str) -> Task:
         """Return the task; raises NotFound."""
-        rows = self._db.read((f"SELECT {_COLUMNS} FROM tasks WHERE task_id = ?", (task_id,)))[0]
+        return self.get_task_and_owner(task_id)[0]
+
+    def get_task_and_owner(self, task_id: str) -> tuple[Task, OwnerState | None]:
+        """Return the task, and of one in progress whether its owner's session lives; raises NotFound."""
+        rows = self._fetch(f"SELECT {COLUMNS}, owner_session FROM tasks WHERE task_id = ?", (task_id,))
         if not rows:
             raise _no_such_task(task_id)
-        return _task_of(rows[0])
+        task, session_id = task_of(rows[0][:-1]), rows[0][-1]
+        if task.status is not Status.IN_PROGRESS or session_id is None:
+            return task, None
+        return task, self._presence.states([session_id], self._fetch)[session_id]
+
+    def repo_path(self, task_id: str) -> str | None:
+        """Return the task's repo_path; None also where there is no such task."""
+        rows = self._fetch("SELECT repo_path FROM tasks WHERE task_id = ?", (task_id,))
+        return rows[0][0] if rows else None
 
     def list_tasks(self, wanted: TaskFilter, limit: int, cursor: str | None) -> tuple[TaskPage, int]:
         """Return a page of the tasks that fit `wanted`, and how many fit in all.
 
         `cursor` is the `next_cursor` of the page before; raises InvalidArguments for anything else.
         """
-        where, values = _conditions(wanted)
-        counting = (f"SELECT count(*) FROM tasks WHERE {where}", values)
-        rows, count = self._db.read(_page(where, values, limit, cursor), counting)
-        return _page_of(rows, limit), count[0][0]
+        return self._listing.page(wanted, limit, cursor)
 
     def recent_tasks(self, limit: int, cursor: str | None) -> TaskPage:
         """Return a page of all tasks, without counting them; otherwise as list_tasks."""
-        return _page_of(self._db.read(_page("1 = 1", [], limit, cursor))[0], limit)
+        return self._listing.recent(limit, cursor)
 
     def get_checkpoint(self, task_id: str, number: int) -> Checkpoint:
         """Return checkpoint `number` of the task, as it was saved; raises NotFound."""
-        statement = "SELECT agent, created_at, progress FROM checkpoints WHERE task_id = ? AND number = ?"
-        rows = self._db.read((statement, (task_id, number)))[0]
+        rows = self._fetch(
+            "SELECT agent, created_at, progress, dropped_steps FROM checkpoints "
+            "WHERE task_id = ? AND number = ?",
+            (task_id, number),
+        )
         if not rows:
             self._require(task_id)
             raise NotFound(
                 f"Task '{task_id}' has no checkpoint {number}.",
-                "Checkpoints are numbered from 1; save_checkpoint answers with the number.",
+                "Checkpoints are numbered from 1; get_task with view history lists them.",
             )
-        agent, created_at, progress = rows[0]
+        agent, created_at, progress, dropped_steps = rows[0]
         return Checkpoint(
             task_id=task_id,
             number=number,
             agent=agent,
             created_at=created_at,
             progress=Progress.model_validate_json(progress),
+            dropped_steps=json.loads(dropped_steps),
         )
+
+    def last_checkpoint_facts(self, task_id: str) -> tuple[str | None, str | None, JsonObject | None]:
+        """Return who made the latest checkpoint and when, and the state of the work tree then."""
+        rows = self._fetch(
+            "SELECT agent, created_at, repository FROM checkpoints "
+            "WHERE task_id = ? ORDER BY number DESC LIMIT 1",
+            (task_id,),
+        )
+        if not rows:
+            return None, None, None
+        agent, created_at, repository = rows[0]
+        return agent, created_at, None if repository is None else json.loads(repository)
+
+    def history(self, task_id: str, limit: int, cursor: str | None) -> tuple[list[JsonObject], str | None]:
+        """Return a page of the task's events, newest first, and the next page's cursor; raises NotFound."""
+        self._require(task_id)
+        before = 2**62 if cursor is None else position(cursor)
+        rows = self._fetch(
+            "SELECT at, what, agent, checkpoint, detail, event_id FROM events "
+            "WHERE task_id = ? AND event_id < ? ORDER BY event_id DESC LIMIT ?",
+            (task_id, before, limit + 1),
+        )
+        events = []
+        for at, what, agent, checkpoint, detail, _ in rows[:limit]:
+            event = {"at": at, "what": what, "agent": agent}
+            if checkpoint is not None:
+                event["checkpoint"] = checkpoint
+            if detail is not None and what != "updated":
+                event |= {name: value for name, value in json.loads(detail).items() if value is not None}
+            elif detail is not None:
+                event["fields"] = sorted(json.loads(detail)["before"])
+            events.append(event)
+        return events, str(rows[limit - 1][-1]) if len(rows) > limit else None
 
     def read_artifact(self, task_id: str, number: int, offset: int, length: int) -> tuple[Artifact, bytes]:
         """Return artifact `number` of the task and up to `length` bytes of it from `offset`.
@@ -287,7 +433,40 @@ class Store:
                 "The task's `artifacts` list them with their numbers.",
             )
         artifact = artifacts[number - 1]
+        if offset > artifact.size:
+            raise InvalidArguments(
+                f"offset {offset} is past the end of artifact {number}, which has {artifact.size} bytes.",
+                "Leave offset out to read from the start.",
+            )
         return artifact, self._files.read(artifact.sha256, offset, length)
+
+    def complete_task_id(self, prefix: str, limit: int) -> tuple[list[str], int]:
+        """Return up to `limit` task ids that start with `prefix`, newest change first, and their number."""
+        # No character of an id sorts after the tilde.
+        where, values = "task_id >= ? AND task_id < ?", (prefix, prefix + "~")
+        ids, count = self._db.read(
+            (f"SELECT task_id FROM tasks WHERE {where} ORDER BY changed DESC LIMIT ?", (*values, limit)),
+            (f"SELECT count(*) FROM tasks WHERE {where}", values),
+        )
+        return [task_id for (task_id,) in ids], count[0][0]
+
+    def change_marker(self) -> object:
+        """Return a value that differs, at little cost, after any process changed anything."""
+        return self._db.change_marker()
+
+    def last_position(self) -> int:
+        """Return the position of the newest change in the event log."""
+        return int(self._fetch("SELECT coalesce(max(event_id), 0) FROM events")[0][0])
+
+    def changes_since(self, position: int) -> list[Change]:
+        """Return the changes after `position`, oldest first."""
+        statement = "SELECT event_id, task_id, what FROM events WHERE event_id > ? ORDER BY event_id"
+        rows = self._fetch(statement, (position,))
+        return [Change(event_id, task_id, what == "created") for event_id, task_id, what in rows]
+
+    def is_session_known(self, session_id: str) -> bool:
+        """Return whether end_session would have anything to record."""
+        return self._presence.is_known(session_id)
 
     def check(self) -> bool:
         """Return whether the database answers at this moment."""
@@ -305,70 +484,222 @@ class Store:
         call: str,
         rule: Rule,
         happening: Happening,
-        checkpoint_by: str | None = None,
-    ) -> JsonObject:
+        saving: _Saving | None = None,
+        caller: Caller | None = None,
+    ) -> tuple[JsonObject, bool]:
+        """Apply a rule; returns the acknowledgement, and whether anything was changed."""
         with self._db.transaction(lambda: self._is_recorded(task_id, call)):
-            before, last_call, last_made = self._load(task_id)
-            if call == last_call:
-                return _acknowledgement(before, json.loads(last_made))
+            loaded = self._load(task_id)
+            before = loaded.task
+            if call == loaded.last_call:
+                self._follow(loaded, caller)
+                return _acknowledgement(before, json.loads(loaded.last_made)), False
             now = _timestamp()
             task = rule(before, now)
-            if task == before and checkpoint_by is None:
-                return _acknowledgement(before, {})
+            if task == before and (saving is None or not saving.is_checkpoint):
+                return _acknowledgement(before, {}), False
             task = task.model_copy(update={"updated_at": now, "version": before.version + 1})
             if happening.what == "updated":
                 happening = happening._replace(detail={"before": _replaced(before, task)})
-            made = {} if checkpoint_by is None else self._add_checkpoint(task, checkpoint_by)
-            self._update(task, self._log(task, happening), call, made)
-        return _acknowledgement(task, made)
+            made = {} if saving is None or caller is None else self._save(before, task, caller.agent, saving)
+            made |= self._heard(caller, task_id)  # before this call adds to the news itself
+            event_id = self._log(task, happening, made.get("checkpoint"))
+            session_id = self._session_for(loaded, task, caller)
+            self._update(task, loaded, event_id, session_id, call, made)
+        return _acknowledgement(task, made), True
+
+    def _heard(self, caller: Caller | None, task_id: str) -> JsonObject:
+        """Take note that an agent is there; returns what its answer says beside the rest, if anything."""
+        if caller is None:
+            return {}
+        self._presence.note_in_transaction(caller)
+        notice = self._notices.take_in_transaction(caller.agent, task_id)
+        return {} if notice is None else {"notice": notice}
 
     def _load(self, task_id: str) -> _Loaded:
-        row = self._one(f"SELECT {_COLUMNS}, last_call, last_made FROM tasks WHERE task_id = ?", task_id)
+        row = self._one(
+            f"SELECT {COLUMNS}, changed, owner_session, waits_for, last_call, last_made "
+            "FROM tasks WHERE task_id = ?",
+            task_id,
+        )
         if row is None:
             raise _no_such_task(task_id)
-        return _Loaded(_task_of(row[:-2]), *row[-2:])
+        return _Loaded(task_of(row[:-5]), *row[-5:])
 
-    def _insert(self, task: Task, call: str, event_id: int) -> None:
+    def _made_by(self, task_id: str, call: str) -> JsonObject:
+        """Return what the latest change of a task answered beside the task, if that was this call."""
+        loaded = self._load(task_id)
+        made: JsonObject = json.loads(loaded.last_made) if loaded.last_call == call else {}
+        return made
+
+    def _insert(self, task: Task, call: str, said: str, made: JsonObject, agent: str | None) -> None:
+        """Write a new task; `made` is kept for the same call again."""
+        self._dependencies.require(task)
+        waits_for = self._dependencies.unfinished(task.depends_on)
+        event_id = self._log(task, Happening("created", agent))
         values = (
-            *_column_values(task), event_id, None, _search_text(task), call, call, "{}",
+            *column_values(task), event_id, event_id, None, None, waits_for,
+            queue_of(task.status, None, None, waits_for), call, said, json.dumps(made),
         )  # fmt: skip
         self._db.execute(
-            f"INSERT INTO tasks ({_COLUMNS}, changed, owner_key, search, created_call, last_call, "
-            f"last_made) VALUES ({', '.join('?' * len(values))})",
+            f"INSERT INTO tasks ({COLUMNS}, born, changed, owner_key, owner_session, waits_for, queue, "
+            f"created_call, last_call, last_made) VALUES ({', '.join('?' * len(values))})",
             values,
         )
+        self._dependencies.link(task)
+        self._listing.index_in_transaction(task, event_id)
 
-    def _update(self, task: Task, event_id: int, call: str, made: JsonObject) -> None:
-        owner = task.current_owner
+    def _update(
+        self,
+        task: Task,
+        loaded: _Loaded,
+        event_id: int,
+        session_id: str | None,
+        call: str,
+        made: JsonObject,
+    ) -> None:
+        before, waits_for = loaded.task, loaded.waits_for
+        if task.depends_on != before.depends_on:
+            self._dependencies.require(task)
+            self._dependencies.link(task)
+            waits_for = self._dependencies.unfinished(task.depends_on)
+        owner_key = owner_key_of(task)
         self._db.execute(
-            "UPDATE tasks SET (title, goal, status, current_owner, repo_path, body, updated_at, "
-            "version, changed, owner_key, search, last_call, last_made) "
-            "= (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE task_id = ?",
+            "UPDATE tasks SET (title, goal, status, current_owner, repo_path, body, priority, updated_at, "
+            "version, changed, owner_key, owner_session, waits_for, queue, last_call, last_made) "
+            "= (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE task_id = ?",
             (
-                task.title, task.goal, task.status, owner, task.repo_path, _body_of(task),
-                task.updated_at, task.version, event_id, owner and agent_key(owner),
-                _search_text(task), call, json.dumps(made), task.task_id,
+                task.title, task.goal, task.status, task.current_owner, task.repo_path, body_of(task),
+                task.priority, task.updated_at, task.version, event_id, owner_key, session_id,
+                waits_for, queue_of(task.status, owner_key, session_id, waits_for), call,
+                json.dumps(made), task.task_id,
             ),
         )  # fmt: skip
+        self._listing.unindex_in_transaction(before, loaded.changed)
+        self._listing.index_in_transaction(task, event_id)
+        if (task.status is Status.DONE) != (before.status is Status.DONE):
+            self._dependencies.settle_dependents(task.task_id)
 
-    def _add_checkpoint(self, task: Task, agent: str) -> JsonObject:
+    def _save(self, before: Task, task: Task, agent: str, saving: _Saving) -> JsonObject:
+        """Keep a checkpoint, if this change is one; returns what the acknowledgement says of it."""
+        if not saving.is_checkpoint:
+            return {}
         number = self._next("number", "checkpoints WHERE task_id = ?", task.task_id)
         self._db.execute(
-            "INSERT INTO checkpoints (task_id, number, agent, created_at, progress) VALUES (?, ?, ?, ?, ?)",
-            (task.task_id, number, agent, task.updated_at, task.progress().model_dump_json()),
-        )
-        return {"checkpoint": number}
+            "INSERT INTO checkpoints "
+            "(task_id, number, agent, created_at, progress, dropped_steps, repository) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                task.task_id, number, agent, task.updated_at, task.progress().model_dump_json(),
+                json.dumps(saving.report.dropped_steps or []), json_or_none(saving.repository),
+            ),
+        )  # fmt: skip
+        made: JsonObject = {"checkpoint": number}
+        if warnings := lifecycle.step_warnings(before, task, saving.report):
+            made["warnings"] = warnings
+        return made
 
-    def _log(self, task: Task, happening: Happening) -> int:
+    def _log(self, task: Task, happening: Happening, checkpoint: int | None = None) -> int:
         """Append to the event log and return the event's number."""
         event_id = self._next("event_id", "events")
-        detail = None if happening.detail is None else json.dumps(happening.detail)
+        concerns = None if happening.concerns is None else agent_key(happening.concerns)
         self._db.execute(
-            "INSERT INTO events (event_id, task_id, version, at, what, agent, detail) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (event_id, task.task_id, task.version, task.updated_at, *happening[:2], detail),
-        )
+            "INSERT INTO events (event_id, task_id, version, at, what, agent, checkpoint, concerns, detail) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                event_id, task.task_id, task.version, task.updated_at, happening.what, happening.agent,
+                checkpoint, concerns, json_or_none(happening.detail),
+            ),
+        )  # fmt: skip
         return event_id
+
+    def _session_for(self, loaded: _Loaded, task: Task, caller: Caller | None) -> str | None:
+        """Return the session that a changed task is worked on in."""
+        if task.status is not Status.IN_PROGRESS or task.current_owner is None:
+            return None
+        if caller is not None and agent_key(caller.agent) == agent_key(task.current_owner):
+            return self._presence.register_in_transaction(caller)
+        if loaded.session_id is not None and owner_key_of(task) == owner_key_of(loaded.task):
+            return loaded.session_id
+        return self._presence.heard_of_in_transaction(task.current_owner)  # assigned by a supervisor
+
+    def _follow(self, loaded: _Loaded, caller: Caller | None) -> None:
+        """Let a call of the owner that does not itself change who works on the task move it all the same.
+
+        The owner goes on in the session that it last called through.
+        """
+        if caller is None:
+            return
+        self._presence.note_in_transaction(caller)
+        session_id = self._session_for(loaded, loaded.task, caller)
+        if session_id is not None and session_id != loaded.session_id:
+            self._move(loaded.task, session_id)
+
+    # --- Claims ---------------------------------------------------------------------------------------
+
+    def _next_for(self, agent: str, wanted: ClaimFilter, fetch: _Fetch) -> str | None:
+        """Return the id of the task that `agent` should take: line by line, by priority, then oldest."""
+        me = agent_key(agent)
+        lines = [
+            (handoff_queue(me),),
+            (handoff_queue(ANYONE),),
+            (EXHAUSTED_QUEUE, reserved(EXHAUSTED_QUEUE, me)),
+            self._gone_queues(fetch),
+            (OPEN_QUEUE, reserved(OPEN_QUEUE, me)),
+        ]
+        conditions, values = claim_conditions(wanted)
+        first = f"SELECT priority, born, task_id FROM tasks WHERE queue = ?{conditions} "
+        for queues in lines:
+            # One by one, since the index has each queue in order, but not several together.
+            found = [
+                row
+                for queue in queues
+                for row in fetch(first + "ORDER BY priority, born LIMIT 1", (queue, *values))
+            ]
+            if found:
+                task_id: str = min(found)[2]
+                return task_id
+        return None
+
+    def _gone_queues(self, fetch: _Fetch) -> tuple[str, ...]:
+        rows = fetch("SELECT DISTINCT queue FROM tasks WHERE queue >= ? AND queue < ?", SESSION_QUEUES)
+        session_ids = {queue: queue[len(SESSION_QUEUES[0]) :] for (queue,) in rows}
+        states = self._presence.states(session_ids.values(), fetch)
+        return tuple(
+            queue for queue, session_id in session_ids.items() if states[session_id] is OwnerState.GONE
+        )
+
+    def _owner_state(self, loaded: _Loaded) -> OwnerState | None:
+        if loaded.session_id is None:
+            return None
+        return self._presence.states([loaded.session_id], self._db.execute)[loaded.session_id]
+
+    def _record_claim(
+        self,
+        loaded: _Loaded,
+        task: Task,
+        how: ClaimKind,
+        sender: str | None,
+        agent: str,
+        session_id: str,
+    ) -> Task:
+        version = loaded.task.version + 1
+        task = task.model_copy(update={"updated_at": _timestamp(), "version": version})
+        happening = Happening("claimed", agent, {"how": how, "from": sender})
+        if how is ClaimKind.GONE:
+            happening = Happening("takeover", agent, {"from": sender}, sender)
+        event_id = self._log(task, happening)
+        self._update(task, loaded, event_id, session_id, f"claim:{event_id}", {})
+        return task
+
+    def _move(self, task: Task, session_id: str) -> None:
+        """Note that the owner goes on with a task in another session; the task itself is unchanged."""
+        self._db.execute(
+            "UPDATE tasks SET owner_session = ?, queue = ? WHERE task_id = ?",
+            (session_id, session_queue(session_id), task.task_id),
+        )
+
+    # --- Small things ---------------------------------------------------------------------------------
 
     def _place_for(self, task_id: str | None, call: str) -> tuple[str, Task | None]:
         """Return the id for a new task, and the task that the same call has made already, if any.
@@ -379,10 +710,10 @@ class Store:
         attempt = 0
         while True:
             candidate = task_id or _short_id(call, attempt)
-            row = self._one(f"SELECT {_COLUMNS}, created_call FROM tasks WHERE task_id = ?", candidate)
+            row = self._one(f"SELECT {COLUMNS}, created_call FROM tasks WHERE task_id = ?", candidate)
             if row is None:
                 return candidate, None
-            found, is_equal = _task_of(row[:-1]), row[-1] == call
+            found, is_equal = task_of(row[:-1]), row[-1] == call
             if is_equal and (task_id or found.version == 1):
                 return candidate, found
             if task_id:
@@ -394,30 +725,58 @@ class Store:
             attempt += 1
 
     def _require(self, task_id: str) -> None:
-        if not self._db.read(("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)))[0]:
+        if not self._fetch("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)):
             raise _no_such_task(task_id)
 
-    def _next(self, column: str, table: str, *values: str) -> int:
-        row = self._one(f"SELECT coalesce(max({column}), 0) + 1 FROM {table}", *values)
-        number: int = row[0] if row else 1
+    def _next(self, column: str, source: str, *values: str) -> int:
+        number: int = self._db.execute(f"SELECT coalesce(max({column}), 0) + 1 FROM {source}", values)[0][0]
         return number
 
     def _one(self, statement: str, *values: str) -> Row | None:
         rows = self._db.execute(statement, values)
         return rows[0] if rows else None
 
+    def _fetch(self, statement: str, values: Iterable[Any] = ()) -> list[Row]:
+        """Run one statement outside of a transaction."""
+        return self._db.read((statement, tuple(values)))[0]
+
+    def _is_claimed(self, task: Task, session_id: str) -> bool:
+        row = self._one("SELECT version, owner_session FROM tasks WHERE task_id = ?", task.task_id)
+        return row == (task.version, session_id)
+
     def _is_recorded(self, task_id: str, call: str) -> bool:
         return self._one("SELECT last_call FROM tasks WHERE task_id = ?", task_id) == (call,)
 
 
+_Fetch = Callable[[str, tuple[Any, ...]], list[Row]]
+
+
 class _Loaded(NamedTuple):
     task: Task
+    changed: int
+    session_id: str | None
+    waits_for: int
     last_call: str
     last_made: str
 
 
+class _Saving(NamedTuple):
+    """What a change keeps as a checkpoint, if it is one."""
+
+    report: Report
+    repository: JsonObject | None
+    is_checkpoint: bool
+
+
 def _no_such_task(task_id: str) -> NotFound:
-    return NotFound(f"There is no task '{task_id}'.", "list_tasks shows the tasks that there are.")
+    return NotFound(
+        f"There is no task '{task_id[:ID_CHARACTERS]}'.", "list_tasks shows the tasks that there are."
+    )
+
+
+def _said(call: str, caller: Caller | None) -> str:
+    """Return what makes a call the same again, whoever is told something in its answer included."""
+    return call if caller is None else f"{call}:{agent_key(caller.agent)}"
 
 
 def _acknowledgement(task: Task, made: JsonObject) -> JsonObject:
@@ -438,6 +797,15 @@ def _number_of(task: Task, name: str, artifact_type: ArtifactType, kept: KeptFil
     return None
 
 
+def _require_room(task: Task, name: str | None = None) -> None:
+    """Raise TooLarge if the task is full; `name` may be attached already, which takes no room."""
+    if len(task.artifacts) >= TASK_ARTIFACTS and name not in [one.name for one in task.artifacts]:
+        raise TooLarge(
+            f"Task '{task.task_id}' has {TASK_ARTIFACTS} artifacts, which is the limit.",
+            "Put several files into one archive, or go on in a new task.",
+        )
+
+
 def _with_artifact(
     task: Task,
     name: str,
@@ -446,12 +814,8 @@ def _with_artifact(
     agent: str | None,
     now: str,
 ) -> Task:
+    _require_room(task)
     number = len(task.artifacts) + 1
-    if number > TASK_ARTIFACTS:
-        raise TooLarge(
-            f"Task '{task.task_id}' has {TASK_ARTIFACTS} artifacts, which is the limit.",
-            "Put several files into one archive, or go on in a new task.",
-        )
     artifact = Artifact(
         number=number, name=name, type=artifact_type, size=kept.size, sha256=kept.sha256,
         encoding="utf-8" if kept.is_text else "base64", agent=agent, created_at=now,
@@ -462,65 +826,6 @@ def _with_artifact(
             "updated_at": now,
             "version": task.version + 1,
         }
-    )
-
-
-# --- Rows ---------------------------------------------------------------------------------------------
-
-
-def _task_of(row: Row) -> Task:
-    columns = dict(zip(_COLUMN_NAMES, row, strict=True))
-    return Task.model_validate({**columns, **json.loads(columns.pop("body"))})
-
-
-def _column_values(task: Task) -> Row:
-    return tuple(_body_of(task) if name == "body" else getattr(task, name) for name in _COLUMN_NAMES)
-
-
-def _body_of(task: Task) -> str:
-    return task.model_dump_json(include=_BODY_FIELDS)
-
-
-def _search_text(task: Task) -> str:
-    return f"{task.title}\n{task.goal}".casefold()
-
-
-def _conditions(wanted: TaskFilter) -> tuple[str, list[Any]]:
-    """Return the WHERE clause for `wanted` and its values; every word of the query must occur."""
-    clauses, values = ["1 = 1"], []
-    for column, value in (
-        ("status", wanted.status),
-        ("owner_key", wanted.current_owner and agent_key(wanted.current_owner)),
-        ("repo_path", wanted.repo_path),
-    ):
-        if value is not None:
-            clauses.append(f"{column} = ?")
-            values.append(value)
-    for word in (wanted.query or "").replace("\0", " ").casefold().split():
-        clauses.append("search LIKE ? ESCAPE '!'")
-        values.append("%" + re.sub("([!%_])", r"!\1", word) + "%")
-    return " AND ".join(clauses), values
-
-
-def _page(where: str, values: list[Any], limit: int, cursor: str | None) -> Statement:
-    """One row more than the page, to see whether there is another page."""
-    if cursor is not None:
-        where, values = f"{where} AND changed < ?", [*values, _position(cursor)]
-    select = f"SELECT {_SUMMARY_COLUMNS}, changed FROM tasks WHERE {where}"
-    return f"{select} ORDER BY changed DESC LIMIT ?", [*values, limit + 1]
-
-
-def _page_of(rows: list[Row], limit: int) -> TaskPage:
-    tasks = [dict(zip(_SUMMARY_FIELDS, row[:-1], strict=True)) for row in rows[:limit]]
-    return TaskPage(tasks, str(rows[limit - 1][-1]) if len(rows) > limit else None)
-
-
-def _position(cursor: str) -> int:
-    if cursor.isascii() and cursor.isdigit() and len(cursor) < 19:
-        return int(cursor)
-    raise InvalidArguments(
-        f"The cursor '{cursor[:40]}' is not one that a list returned.",
-        "Leave it out to start at the first page.",
     )
 
 

@@ -1,0 +1,179 @@
+"""The tables, and how a task becomes a row and a row a task.
+
+A task's scalars are columns; what only ever travels as a whole is the JSON object `body`. Plain SQL that
+PostgreSQL would understand too, apart from the full-text index, which is named in one place below.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+from database import Row
+from lifecycle import agent_key
+from models import ANYONE, Progress, Status, Task
+
+APPLICATION_ID = 0x4D435054  # "MCPT" in the file's header: nobody else's database is touched
+
+# `born` and `changed` are numbers of a task's first and latest event. Unlike a clock they never repeat or
+# go back: they order lists, and `changed` is the cursor. `queue` is the line in which the task stands for
+# claim_task (see queue_of). `last_call` and `last_made` let the same call be answered twice. What may be
+# large comes last, so that lists need not read past it.
+MIGRATIONS = (
+    (
+        """CREATE TABLE tasks (
+            task_id TEXT NOT NULL PRIMARY KEY,
+            title TEXT NOT NULL,
+            status TEXT NOT NULL,
+            current_owner TEXT,
+            repo_path TEXT,
+            priority INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            born INTEGER NOT NULL,
+            changed INTEGER NOT NULL,
+            owner_key TEXT,
+            owner_session TEXT,
+            waits_for INTEGER NOT NULL,
+            queue TEXT NOT NULL,
+            created_call TEXT NOT NULL,
+            last_call TEXT NOT NULL,
+            last_made TEXT NOT NULL,
+            goal TEXT NOT NULL,
+            body TEXT NOT NULL
+        )""",
+        "CREATE UNIQUE INDEX tasks_changed ON tasks (changed)",
+        "CREATE INDEX tasks_status ON tasks (status, changed)",
+        "CREATE INDEX tasks_owner ON tasks (owner_key, changed)",
+        "CREATE INDEX tasks_repo ON tasks (repo_path, changed)",
+        "CREATE INDEX tasks_queue ON tasks (queue, priority, born)",
+        # `changed` as in tasks, so that the tasks of a tag are found newest change first.
+        """CREATE TABLE task_tags (
+            task_id TEXT NOT NULL REFERENCES tasks (task_id),
+            tag TEXT NOT NULL,
+            changed INTEGER NOT NULL,
+            PRIMARY KEY (tag, changed)
+        )""",
+        "CREATE INDEX task_tags_task ON task_tags (task_id, tag)",
+        """CREATE TABLE dependencies (
+            task_id TEXT NOT NULL REFERENCES tasks (task_id),
+            depends_on TEXT NOT NULL REFERENCES tasks (task_id),
+            PRIMARY KEY (task_id, depends_on)
+        )""",
+        "CREATE INDEX dependencies_on ON dependencies (depends_on)",
+        """CREATE TABLE checkpoints (
+            task_id TEXT NOT NULL REFERENCES tasks (task_id),
+            number INTEGER NOT NULL,
+            agent TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            progress TEXT NOT NULL,
+            dropped_steps TEXT NOT NULL,
+            repository TEXT,
+            PRIMARY KEY (task_id, number)
+        )""",
+        """CREATE TABLE events (
+            event_id INTEGER NOT NULL PRIMARY KEY,
+            task_id TEXT NOT NULL REFERENCES tasks (task_id),
+            version INTEGER NOT NULL,
+            at TEXT NOT NULL,
+            what TEXT NOT NULL,
+            agent TEXT,
+            checkpoint INTEGER,
+            concerns TEXT,
+            detail TEXT
+        )""",
+        "CREATE INDEX events_task ON events (task_id, event_id)",
+        "CREATE INDEX events_concerns ON events (concerns, event_id)",
+        # What each agent was told of already (notices).
+        "CREATE TABLE agents (agent_key TEXT NOT NULL PRIMARY KEY, noticed INTEGER NOT NULL)",
+        # Sessions that may be alive; one that is not here is gone.
+        """CREATE TABLE sessions (
+            session_id TEXT NOT NULL PRIMARY KEY,
+            lock_name TEXT,
+            seen_at INTEGER NOT NULL  -- UTC, milliseconds
+        )""",
+        # The full-text index: rows are numbered by `changed`, so that the newest change comes first.
+        "CREATE VIRTUAL TABLE task_words USING fts5(words, content='', tokenize='unicode61')",
+    ),
+)
+
+COLUMNS = (
+    "task_id, title, goal, status, current_owner, repo_path, body, priority, created_at, updated_at, version"
+)
+_NAMES = tuple(COLUMNS.split(", "))
+_BODY_FIELDS = {*Progress.model_fields, "artifacts", "handoffs", "tags", "depends_on"}
+SUMMARY_FIELDS = (
+    "task_id", "title", "status", "current_owner", "repo_path", "priority", "version", "updated_at",
+)  # fmt: skip
+
+
+def task_of(row: Row) -> Task:
+    """Return the task in a row of COLUMNS."""
+    columns = dict(zip(_NAMES, row, strict=True))
+    return Task.model_validate({**columns, **json.loads(columns.pop("body"))})
+
+
+def column_values(task: Task) -> Row:
+    """Return the values of COLUMNS for a task."""
+    return tuple(body_of(task) if name == "body" else getattr(task, name) for name in _NAMES)
+
+
+def body_of(task: Task) -> str:
+    """Return the part of a task that is stored as JSON."""
+    return task.model_dump_json(include=_BODY_FIELDS)
+
+
+def owner_key_of(task: Task) -> str | None:
+    """Return the owner as names are compared."""
+    return None if task.current_owner is None else agent_key(task.current_owner)
+
+
+def words_of(task: Task) -> str:
+    """Return all that a query looks into."""
+    steps = (*task.completed_steps, *task.remaining_steps, *task.decisions, *task.dead_ends)
+    return folded("\n".join((task.title, task.goal, task.resume_prompt or "", *steps))).replace("\0", " ")
+
+
+def folded(text: str) -> str:
+    """Return text as it is searched: accents composed, case ignored also where it changes the letters."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def queue_of(status: str, owner_key: str | None, session_id: str | None, waits_for: int) -> str:
+    """Return the line in which a task stands: what claim_task looks through, line by line."""
+    if status == Status.HANDOFF_READY:
+        return handoff_queue(owner_key or ANYONE)
+    if status == Status.IN_PROGRESS:
+        return OPEN_QUEUE if owner_key is None else session_queue(session_id or "")
+    if status == Status.OPEN and waits_for == 0:
+        return OPEN_QUEUE if owner_key is None else reserved(OPEN_QUEUE, owner_key)
+    if status == Status.AGENT_EXHAUSTED and owner_key is not None:
+        return reserved(EXHAUSTED_QUEUE, owner_key)
+    return status
+
+
+def reserved(queue: str, owner_key: str) -> str:
+    """Return the part of a line that a supervisor has set aside for one agent."""
+    return f"{queue}:{owner_key}"
+
+
+OPEN_QUEUE = "ready"
+EXHAUSTED_QUEUE: str = Status.AGENT_EXHAUSTED
+SESSION_QUEUES = ("session:", "session;")  # from the first up to the second
+
+
+def handoff_queue(owner_key: str) -> str:
+    """Return the line of what was handed to an agent."""
+    return f"handoff:{owner_key}"
+
+
+def session_queue(session_id: str) -> str:
+    """Return the line of what is worked on in a session."""
+    return SESSION_QUEUES[0] + session_id
+
+
+def json_or_none(value: Any) -> str | None:
+    """Return JSON text for a value that may be absent."""
+    return None if value is None else json.dumps(value)
