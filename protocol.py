@@ -8,13 +8,13 @@ the rows of one table, and their dates stand nowhere else.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
-from config import JSON_DEPTH
+from config import JSON_DEPTH, SERVER_NAME, SERVER_TITLE, SERVER_VERSION
 from errors import Refusal
 
-type_of_id = (str, int)
 RequestId = str | int
 JsonObject = dict[str, Any]
 
@@ -22,53 +22,94 @@ JsonObject = dict[str, Any]
 
 
 class Revision(NamedTuple):
-    """One dated revision of MCP: what differs from the newest, which is what the handlers produce.
+    """One dated revision of MCP: how it differs from what the handlers produce.
 
-    `lacks` names members that this revision's schema does not have; `adapt` takes them away.
+    `lacks` names members that its schema does not have, `advertises` the capabilities it is told of.
     """
 
     date: str
+    is_stateless: bool = False  # no handshake: every request names its revision in params._meta
+    is_http_default: bool = False  # what a request to /mcp without a version header is taken for
     batches: bool = False
+    subscribes: bool = True  # resources/subscribe, where the connection can carry notifications
     lacks: frozenset[str] = frozenset()
+    advertises: frozenset[str] = frozenset({"tools", "resources", "prompts", "completions"})
 
 
 _SINCE_2025_06 = frozenset({"structuredContent", "title"})
-_SINCE_2025_03 = frozenset({"annotations", "completions", "instructions"})
+_SINCE_2025_03 = frozenset({"annotations", "instructions"})
 
 REVISIONS = (
-    Revision("2024-11-05", lacks=_SINCE_2025_03 | _SINCE_2025_06),
-    Revision("2025-03-26", batches=True, lacks=_SINCE_2025_06),
+    Revision(
+        "2024-11-05",
+        subscribes=False,
+        lacks=_SINCE_2025_03 | _SINCE_2025_06,
+        advertises=frozenset({"tools", "resources"}),
+    ),
+    Revision("2025-03-26", is_http_default=True, batches=True, lacks=_SINCE_2025_06),
     Revision("2025-06-18"),
     Revision("2025-11-25"),
+    Revision("2026-07-28", is_stateless=True),
 )
-_BY_DATE = {revision.date: revision for revision in REVISIONS}
+BY_DATE = {revision.date: revision for revision in REVISIONS}
+HTTP_DEFAULT = next(revision for revision in REVISIONS if revision.is_http_default)
+_NEWEST_HANDSHAKE = [revision for revision in REVISIONS if not revision.is_stateless][-1]
+SUPPORTED_DATES = [revision.date for revision in reversed(REVISIONS)]
 
 
 def negotiate(requested: str) -> Revision:
     """Return the revision to answer an `initialize` with: the requested one, or else the newest.
 
-    An unknown date is never an error: the client decides whether to stay (MCP, lifecycle).
+    An unknown date is never an error, and one without a handshake is never agreed on: the client
+    decides whether to stay (MCP, lifecycle).
     """
-    return _BY_DATE.get(requested, REVISIONS[-1])
+    revision = BY_DATE.get(requested, _NEWEST_HANDSHAKE)
+    return _NEWEST_HANDSHAKE if revision.is_stateless else revision
 
+
+# `params._meta` and `result._meta` of the stateless era.
+META_VERSION = "io.modelcontextprotocol/protocolVersion"
+META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+META_SERVER = "io.modelcontextprotocol/serverInfo"
+META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+
+SERVER_INFO: JsonObject = {"name": SERVER_NAME, "version": SERVER_VERSION, "title": SERVER_TITLE}
 
 # Where, in a result, objects of the protocol's own stand. Everything else in it is the caller's data,
 # which may well have a member called `title`.
-_LISTED = ("tools", "resources", "resourceTemplates")
-_NESTED = ("capabilities", "serverInfo")
+_LISTED = ("tools", "resources", "resourceTemplates", "prompts")
+
+# How long a stateless client may keep a result, and whether a shared proxy may (MCP, caching).
+_HOUR_MS = 3_600_000
+_FIXED: JsonObject = {"ttlMs": _HOUR_MS, "cacheScope": "public"}
+_LIVE: JsonObject = {"ttlMs": 0, "cacheScope": "private"}
+_CACHE_HINTS = {
+    "server/discover": _FIXED,
+    "tools/list": _FIXED,
+    "prompts/list": _FIXED,
+    "resources/templates/list": _FIXED,
+    "resources/list": _LIVE,
+    "resources/read": _LIVE,
+}
 
 
-def adapt(result: JsonObject, revision: Revision) -> JsonObject:
-    """Return `result`, which is in the newest shape, without what `revision` does not know."""
+def adapt(method: str, result: JsonObject, revision: Revision) -> JsonObject:
+    """Return the plain `result` of a handler in the shape that `revision` gives to it."""
+    if revision.is_stateless:
+        return {
+            "resultType": "complete",
+            **result,
+            **_CACHE_HINTS.get(method, {}),
+            "_meta": {**result.get("_meta", {}), META_SERVER: SERVER_INFO},
+        }
     if not revision.lacks:
         return result
     adapted = _without(result, revision.lacks)
     for name in _LISTED:
         if name in adapted:
             adapted[name] = [_without(entry, revision.lacks) for entry in adapted[name]]
-    for name in _NESTED:
-        if name in adapted:
-            adapted[name] = _without(adapted[name], revision.lacks)
+    if "serverInfo" in adapted:
+        adapted["serverInfo"] = _without(adapted["serverInfo"], revision.lacks)
     return adapted
 
 
@@ -123,9 +164,41 @@ class InternalError(RpcError):
 
 
 class ResourceNotFound(RpcError):
-    """No resource has this URI (MCP, resources; handshake revisions)."""
+    """No resource has this URI (MCP, resources; a stateless client gets InvalidParams)."""
 
     code = -32002
+
+
+class HeaderMismatch(RpcError):
+    """An HTTP header that must repeat the body is missing or says something else."""
+
+    code = -32020
+
+
+class UnsupportedVersion(RpcError):
+    """A request names a revision that this server does not serve in that form."""
+
+    code = -32022
+
+    def __init__(self, requested: str) -> None:
+        data = {"supported": SUPPORTED_DATES, "requested": requested}
+        super().__init__("Unsupported protocol version", data)
+
+
+_HTTP_STATUS = {-32700: 400, -32600: 400, -32020: 400, -32022: 400}
+_HTTP_STATUS_STATELESS = _HTTP_STATUS | {-32601: 404, -32602: 400}
+
+
+def http_status(error: RpcError, is_stateless: bool) -> int:
+    """Return the HTTP status that goes with an error at /mcp, in either era."""
+    return (_HTTP_STATUS_STATELESS if is_stateless else _HTTP_STATUS).get(error.code, 200)
+
+
+def adapt_error(error: RpcError, is_stateless: bool) -> RpcError:
+    """Return `error` as the era knows it."""
+    if is_stateless and isinstance(error, ResourceNotFound):
+        return InvalidParams(error.message, error.data)
+    return error
 
 
 # --- Messages -----------------------------------------------------------------------------------------
@@ -147,23 +220,64 @@ class Notification(NamedTuple):
 
 
 class Peer:
-    """One connection: what was negotiated on it. `revision` is None until `initialize` was answered."""
+    """One connection: what was negotiated on it, and how to send to it unasked.
 
-    __slots__ = ("revision",)
+    `revision` is None until `initialize` was answered. `is_connected` is False where a request has no
+    connection that would outlive it (/mcp); `send` then reaches the request's own answer. `session_id`
+    tells one connection from another, also across processes; None where there is none. `is_gone` is set
+    once the connection has ended.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("is_connected", "is_gone", "revision", "send", "session_id")
+
+    def __init__(self, send: Callable[[bytes], None], is_connected: bool = True) -> None:
+        self.send = send
+        self.is_connected = is_connected
+        self.is_gone = False
         self.revision: Revision | None = None
+        self.session_id = secrets.token_hex(8) if is_connected else None
+
+
+class McpHeaders(NamedTuple):
+    """The headers of a request to /mcp that MCP gives a meaning: all values of each, without blanks."""
+
+    version: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
+    name: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
     """What goes back for one message: JSON without a line end, b"" when there is nothing to say.
 
-    `readable` is False when the message could not be read as JSON-RPC at all, which an HTTP transport
-    answers in the response itself (400) and not on the stream.
+    `status` is the HTTP status at /mcp. `readable` is False when the message could not be read as
+    JSON-RPC at all, which HTTP+SSE answers in the response itself and not on the stream. `is_stream` is
+    True when the answer consists of what `peer.send` gets from now on; `is_late` when it is the next that
+    `peer.send` gets.
     """
 
-    body: bytes
+    body: bytes = b""
+    status: int = 200
     readable: bool = True
+    is_stream: bool = False
+    is_late: bool = False
+
+
+class MessageHandler(Protocol):
+    """What a transport hands its messages to."""
+
+    def handle(self, raw: bytes, peer: Peer, headers: McpHeaders | None = None) -> Reply:
+        """Answer one message; `headers` come with requests to /mcp only."""
+
+    def forget(self, peer: Peer) -> None:
+        """Take note that a peer is gone."""
+
+    def close(self) -> None:
+        """Tell everybody who listens that it is over."""
+
+
+def is_request_id(value: Any) -> TypeGuard[RequestId]:
+    """Return whether `value` may be the id of a request: a string or an integer."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def read_message(value: Any) -> Request | Notification | None:
@@ -179,7 +293,7 @@ def read_message(value: Any) -> Request | Notification | None:
     if method is None and ("result" in value or "error" in value):
         return None
     request_id = value["id"]
-    if not isinstance(request_id, type_of_id) or isinstance(request_id, bool):
+    if not is_request_id(request_id):
         raise InvalidRequest("A request id must be a string or an integer")
     if isinstance(request_id, str) and "\0" in request_id:
         raise InvalidRequest("A request id must not hold a NUL character")
@@ -207,9 +321,14 @@ _encode: Callable[[Any], str] = json.JSONEncoder(
 ).encode
 
 
-def encode_json(value: Any) -> str:
-    """Return compact JSON in ASCII: safe in a line, an SSE event and any terminal."""
-    return _encode(value)
+def encode_text(value: Any) -> str:
+    """Return compact JSON for a model to read, as part of a message: not escaped, since that comes later."""
+    return _encode_text(value)
+
+
+_encode_text: Callable[[Any], str] = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
 
 
 def result_message(request_id: RequestId, result: JsonObject) -> bytes:
@@ -225,14 +344,19 @@ def error_message(request_id: RequestId | None, error: RpcError) -> bytes:
     return _encode({"jsonrpc": "2.0", "id": request_id, "error": members}).encode("ascii")
 
 
+def notification_message(method: str, params: JsonObject) -> bytes:
+    """Return the bytes of a JSON-RPC notification."""
+    return _encode({"jsonrpc": "2.0", "method": method, "params": params}).encode("ascii")
+
+
 def unreadable(message: str) -> Reply:
     """Return the reply to what is no message, or stands where it must not (-32600, without an id)."""
-    return Reply(error_message(None, InvalidRequest(message)), readable=False)
+    return Reply(error_message(None, InvalidRequest(message)), status=400, readable=False)
 
 
 def batch_message(replies: Iterable[bytes]) -> bytes:
     """Return the bytes of a JSON-RPC batch response; b"" if there is nothing in it."""
-    joined = b",".join(replies)
+    joined = b",".join(filter(None, replies))
     return b"[" + joined + b"]" if joined else b""
 
 
@@ -254,10 +378,10 @@ def parse_json(raw: bytes) -> Any:
         raise ParseError(f"Not readable: nested deeper than {JSON_DEPTH}") from None
     except ValueError as error:
         raise ParseError(f"Not JSON: {error}") from None
-    if "\\ud" in text or "\\uD" in text:
-        _refuse_lone_surrogates(value)
     if text.count("[") + text.count("{") > JSON_DEPTH:
         _refuse_deep_nesting(value)
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_lone_surrogates(value)
     return value
 
 

@@ -11,10 +11,13 @@ from urllib.parse import quote, unquote
 
 from config import RESOURCE_BYTES, RESOURCES_PAGE
 from errors import InvalidArguments, NotFound, ToolError
-from protocol import InternalError, InvalidParams, JsonObject, ResourceNotFound, encode_json
+from protocol import InternalError, InvalidParams, JsonObject, ResourceNotFound, encode_text
 from store import Store
 
-_URI = re.compile(r"task://([^/?#]+)(?:/artifacts/([1-9][0-9]{0,8}))?/?", re.IGNORECASE)
+_URI = re.compile(
+    r"task://((?:[\w.~!$&'()*+,;=:@-]|%[0-9a-f]{2})+)(?:/artifacts/([1-9][0-9]{0,8}))?/?",
+    re.IGNORECASE | re.ASCII,
+)
 _MEDIA_TYPES = {"diff": "text/x-diff", "log": "text/plain", "file": "text/plain"}
 
 TEMPLATES: list[JsonObject] = [
@@ -39,7 +42,7 @@ def list_resources(store: Store, cursor: str | None) -> JsonObject:
 
     Raises InvalidParams for a cursor that no page ended with.
     """
-    with _as_rpc_errors():
+    with as_rpc_errors():
         page = store.recent_tasks(RESOURCES_PAGE, cursor)
     result: JsonObject = {"resources": [_resource(task) for task in page.tasks]}
     if page.next_cursor is not None:
@@ -52,15 +55,27 @@ def read_resource(store: Store, uri: str) -> JsonObject:
 
     Raises InvalidParams for a URI of another form, ResourceNotFound when nothing is there.
     """
+    task_id, number = _parsed(uri)
+    with as_rpc_errors(uri):
+        content = _task_content(store, task_id) if number is None else _artifact(store, task_id, number)
+    return {"contents": [{"uri": uri, **content}]}
+
+
+def watched_task(uri: str) -> str:
+    """Return the id of the task that a watched URI is about, whether or not it exists yet.
+
+    Raises InvalidParams for a URI of another form.
+    """
+    return _parsed(uri)[0]
+
+
+def _parsed(uri: str) -> tuple[str, int | None]:
     match = _URI.fullmatch(uri)
     if match is None:
         raise InvalidParams(
             "A resource URI is task://<task_id> or task://<task_id>/artifacts/<number>", {"uri": uri}
         )
-    task_id, number = unquote(match[1]), match[2]
-    with _as_rpc_errors(uri):
-        content = _task_content(store, task_id) if number is None else _artifact(store, task_id, int(number))
-    return {"contents": [{"uri": uri, **content}]}
+    return unquote(match[1]), None if match[2] is None else int(match[2])
 
 
 def _resource(task: dict[str, Any]) -> JsonObject:
@@ -74,8 +89,8 @@ def _resource(task: dict[str, Any]) -> JsonObject:
 
 
 def _task_content(store: Store, task_id: str) -> JsonObject:
-    task = store.get_task(task_id)
-    return {"mimeType": "application/json", "text": encode_json(task.model_dump(mode="json"))}
+    task, owner_state = store.get_task_and_owner(task_id)
+    return {"mimeType": "application/json", "text": encode_text(task.shown(owner_state))}
 
 
 def _artifact(store: Store, task_id: str, number: int) -> JsonObject:
@@ -91,7 +106,8 @@ def _artifact(store: Store, task_id: str, number: int) -> JsonObject:
 
 
 @contextmanager
-def _as_rpc_errors(uri: str | None = None) -> Iterator[None]:
+def as_rpc_errors(uri: str | None = None) -> Iterator[None]:
+    """Let the store's refusals reach a client program; `uri` is what it asked for, if it did."""
     data = None if uri is None else {"uri": uri}
     try:
         yield
