@@ -8,6 +8,7 @@ HttpError carries the status to answer with; after one the connection has no kno
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -15,10 +16,8 @@ from config import HEADER_BYTES, MESSAGE_BYTES
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
-_HEADER_LINE = re.compile(
-    rb"(" + _TOKEN + rb"):[ \t]*((?:[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?)[ \t]*"
-)
-_STRAY_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)(?=.)|\0", re.DOTALL)
+_HEADER_NAME = re.compile(_TOKEN)
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class HttpError(Exception):
@@ -54,12 +53,16 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A whole response; `headers` are lines of their own without line ends."""
+    """A whole response; `headers` are lines of their own without line ends.
+
+    `then` is called by whoever sends the response, once it is on its way.
+    """
 
     status: HTTPStatus
     body: bytes = b""
     content_type: str = "application/json"
     headers: tuple[str, ...] = ()
+    then: Callable[[], None] | None = None
 
 
 def take_head(buffer: bytearray) -> Head | None:
@@ -68,19 +71,27 @@ def take_head(buffer: bytearray) -> Head | None:
     Raises HttpError: 400 for anything malformed or over HEADER_BYTES, 411 for a body of unknown length,
     413 for one over MESSAGE_BYTES, 417 and 505 for what this server does not do.
     """
-    if buffer.startswith(b"\r\n"):  # an empty line before a request is ignored (RFC 9112, 2.2)
+    while buffer.startswith(b"\r\n"):  # empty lines before a request are ignored (RFC 9112, 2.2)
         del buffer[:2]
     end = buffer.find(b"\r\n\r\n", 0, HEADER_BYTES)
-    arrived = bytes(buffer[: HEADER_BYTES if end < 0 else end])
-    if _STRAY_LINE_END.search(arrived):
-        raise _bad_request("a line must end in CR LF")
     if end < 0:
+        _require_line_ends(buffer)
         if len(buffer) >= HEADER_BYTES:
             raise _bad_request(f"the headers are over {HEADER_BYTES} bytes")
         return None
+    arrived = bytes(buffer[:end])
+    _require_line_ends(arrived)
     del buffer[: end + 4]
     request_line, *header_lines = arrived.split(b"\r\n")
     return _head(request_line, _headers(header_lines))
+
+
+def _require_line_ends(arrived: bytes | bytearray) -> None:
+    """Raise unless every CR and LF belongs to a CR LF, of which the last may have arrived by half."""
+    pairs = arrived.count(b"\r\n")
+    returns = arrived.count(b"\r") - arrived.endswith(b"\r")
+    if arrived.count(b"\n") != pairs or returns != pairs or b"\0" in arrived:
+        raise _bad_request("a line must end in CR LF")
 
 
 def encode_response(response: Response, close: bool, method: str = "GET") -> bytes:
@@ -115,10 +126,11 @@ def _status_line(status: HTTPStatus) -> str:
 def _headers(lines: list[bytes]) -> dict[str, list[str]]:
     headers: dict[str, list[str]] = {}
     for line in lines:
-        match = _HEADER_LINE.fullmatch(line)
-        if match is None:
+        name, colon, value = line.partition(b":")
+        if not colon or not _HEADER_NAME.fullmatch(name) or _CONTROL.search(value):
             raise _bad_request("a header is malformed")
-        headers.setdefault(match[1].decode("ascii").lower(), []).append(match[2].decode("latin-1"))
+        values = headers.setdefault(name.decode("ascii").lower(), [])
+        values.append(value.strip(b" \t").decode("latin-1"))
     return headers
 
 

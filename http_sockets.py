@@ -6,9 +6,11 @@ answer. So an idle connection, keep-alive or event stream, costs a file descript
 no thread. What loop and workers share of a connection is guarded by that connection's lock; only the
 loop closes sockets, so that no descriptor is used after it was given to somebody else.
 
-    RECEIVING --request whole--> ANSWERING --answer sent--> RECEIVING     (keep-alive)
-                                           --stream-------> STREAMING     (until the client goes)
-                                           --last answer--> LINGERING     (until the client has read it)
+    RECEIVING --request whole--> ANSWERING --answer--> SENDING --sent--> RECEIVING  (keep-alive)
+                                                               --last--> LINGERING  (until it was read)
+                                           --stream--> STREAMING                    (until the client goes)
+
+A worker that sends its whole answer at once, with nothing else to do, goes straight to RECEIVING.
 """
 
 from __future__ import annotations
@@ -19,10 +21,8 @@ import queue
 import resource
 import selectors
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -37,6 +37,7 @@ from config import (
     LINGER_SECONDS,
     QUEUED_REQUESTS,
     REQUEST_SECONDS,
+    RESERVED_DESCRIPTORS,
     STREAM_DEAD_SECONDS,
     STREAM_PING_SECONDS,
     STREAM_QUEUE_BYTES,
@@ -54,11 +55,13 @@ from http_message import (
     encode_stream_head,
     take_head,
 )
+from log import say_exception
 
 _SWEEP_SECONDS = 1.0  # how often deadlines are looked at
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
+_TURNED_AWAY = 32  # connections that may be told at one time that there are too many
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PING = b":\n\n"  # a comment, which every event stream parser ignores
 
@@ -73,14 +76,49 @@ class EventStream(Protocol):
         """Stop: the client is gone or was dropped. Called once, whether or not it was opened."""
 
 
+class LateResponse:
+    """A response that is not there yet: its request holds a connection meanwhile, but no thread.
+
+    `on_gone` is called if the client goes before it was answered.
+    """
+
+    def __init__(self, on_gone: Callable[[], None]) -> None:
+        self.on_gone = on_gone
+        self._lock = threading.Lock()
+        self._response: Response | None = None
+        self._deliver: Callable[[Response], None] | None = None
+
+    def complete(self, response: Response) -> None:
+        """Give the response, once, from any thread."""
+        with self._lock:
+            self._response = response
+            deliver = self._deliver
+        if deliver is not None:
+            deliver(response)
+
+    def start(self, deliver: Callable[[Response], None]) -> None:
+        """Have the response delivered as soon as it is there, which may be now."""
+        with self._lock:
+            self._deliver = deliver
+            response = self._response
+        if response is not None:
+            deliver(response)
+
+
 class Application(Protocol):
     """What a service serves."""
 
     def refuse(self, head: Head, local_address: str) -> Response | None:
         """Return the answer to a request that is refused before its body is read, else None."""
 
-    def respond(self, request: Request) -> Response | EventStream:
+    def is_urgent(self, head: Head) -> bool:
+        """Return whether a request must not wait behind others; one thread serves all of these."""
+
+    def respond(self, request: Request) -> Response | LateResponse | EventStream:
         """Answer a request; called by several threads at once. Raises StoreFailure to end the service."""
+
+    def stopping(self) -> None:
+        """Take note that the service ends: what is sent to streams now is the last."""
 
 
 class State(Enum):
@@ -88,6 +126,7 @@ class State(Enum):
 
     RECEIVING = "receiving"
     ANSWERING = "answering"
+    SENDING = "sending"
     STREAMING = "streaming"
     LINGERING = "lingering"
     CLOSED = "closed"
@@ -97,7 +136,7 @@ class Connection:
     """One client. `deadline` (time.monotonic) is when the present state has lasted long enough."""
 
     __slots__ = (
-        "deadline", "has_ended", "head", "inbox", "is_last", "is_paused", "lock", "outbox", "socket",
+        "deadline", "has_ended", "head", "inbox", "is_last", "is_paused", "late", "lock", "outbox", "socket",
         "state", "stream", "watched",
     )  # fmt: skip
 
@@ -109,6 +148,7 @@ class Connection:
         self.outbox = bytearray()
         self.head: Head | None = None
         self.stream: EventStream | None = None
+        self.late: LateResponse | None = None
         self.is_last = False  # the answer under way is the last one on this connection
         self.is_paused = False  # nothing is read for the moment
         self.watched = 0  # the selector's events that are registered
@@ -119,14 +159,16 @@ class Connection:
 class HttpService:
     """A listening socket and everything that comes of it."""
 
-    def __init__(self, application: Application, host: str, port: int) -> None:
-        """Listen on `host`:`port` (0: any free port); raises ConfigError if that cannot be done."""
+    def __init__(self, application: Application, listener: socket.socket) -> None:
+        """Serve `application` to whoever connects to `listener`."""
         self._application = application
-        self._listener = _listen(host, port)
+        self._listener = listener
         self.url = _url(self._listener)
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
         self._requests: queue.SimpleQueue[tuple[Connection, Request]] = queue.SimpleQueue()
+        self._urgent: queue.SimpleQueue[tuple[Connection, Request]] = queue.SimpleQueue()
+        self._most_connections = _allowed_connections()
         self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
         self._wake_end, self._woken_end = socket.socketpair()
         self._failure: StoreFailure | None = None
@@ -138,13 +180,12 @@ class HttpService:
 
         Raises StoreFailure when the application did.
         """
-        _allow_many_descriptors()
         self._woken_end.setblocking(False)
         self._wake_end.setblocking(False)
         self._selector.register(self._woken_end, selectors.EVENT_READ)
         self._set_accepting(True)
-        for number in range(WORKERS):
-            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
+        for requests in [self._requests] * WORKERS + [self._urgent]:
+            threading.Thread(target=self._work, args=(requests,), name="worker", daemon=True).start()
         next_sweep = 0.0
         while not self._is_stopping:
             self._turn(_SWEEP_SECONDS)
@@ -184,14 +225,20 @@ class HttpService:
                 if error.errno in _OUT_OF_RESOURCES:  # the next sweep tries again
                     self._set_accepting(False)
                 return
-            client.setblocking(False)
-            if len(self._connections) >= CONNECTIONS:
-                _turn_away(client)
-                continue
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(client)
-            self._connections.add(connection)
-            self._watch(connection)
+            self._admit(client)
+
+    def _admit(self, client: socket.socket) -> None:
+        surplus = len(self._connections) - self._most_connections
+        if surplus >= _TURNED_AWAY:
+            client.close()
+            return
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(client)
+        self._connections.add(connection)
+        self._watch(connection)
+        if surplus >= 0:
+            self._refuse(connection, overloaded_response())
 
     def _receive(self, connection: Connection) -> None:
         try:
@@ -207,10 +254,10 @@ class HttpService:
         with connection.lock:
             if connection.state in (State.STREAMING, State.LINGERING):
                 return  # nothing that is sent now is asked for
-            if not connection.inbox and connection.head is None:
+            is_receiving = connection.state is State.RECEIVING
+            if is_receiving and not connection.inbox and connection.head is None:
                 connection.deadline = time.monotonic() + REQUEST_SECONDS
             connection.inbox += chunk
-            is_receiving = connection.state is State.RECEIVING
         if is_receiving:
             self._advance(connection)
         elif len(connection.inbox) > _PIPELINED_BYTES:
@@ -219,9 +266,8 @@ class HttpService:
     def _receive_end(self, connection: Connection) -> None:
         """Note that the client will send no more; it may still be waiting for the answer."""
         with connection.lock:
-            is_waiting = connection.state is State.ANSWERING or (
-                connection.state is State.RECEIVING and bool(connection.outbox)
-            )
+            is_answering = connection.state is State.ANSWERING and connection.late is None
+            is_waiting = is_answering or connection.state is State.SENDING
             connection.has_ended = True
         if is_waiting:
             self._set_paused(connection, True)
@@ -241,34 +287,36 @@ class HttpService:
             return
         body = bytes(connection.inbox[: head.content_length])
         del connection.inbox[: head.content_length]
-        connection.head = None
-        if self._requests.qsize() >= QUEUED_REQUESTS:
+        queue_of_its_kind = self._urgent if self._application.is_urgent(head) else self._requests
+        if queue_of_its_kind.qsize() >= QUEUED_REQUESTS:
             self._refuse(connection, overloaded_response())
             return
+        connection.head = None
         connection.state = State.ANSWERING
         connection.is_last = not head.keep_alive
         connection.deadline = float("inf")
-        self._requests.put((connection, Request(head, body)))
+        queue_of_its_kind.put((connection, Request(head, body)))
 
     def _take_head(self, connection: Connection) -> bool:
         head = take_head(connection.inbox)
         if head is None:
             return False
+        connection.head = head
         refusal = self._application.refuse(head, connection.socket.getsockname()[0])
         if refusal is not None:
             self._refuse(connection, refusal)
             return False
-        connection.head = head
         if head.wants_continue and len(connection.inbox) < head.content_length:
             self._send(connection, CONTINUE)
         return True
 
     def _refuse(self, connection: Connection, response: Response) -> None:
         """Answer from the loop, and make it the last answer: what follows on the wire is unknown."""
+        method = "GET" if connection.head is None else connection.head.method
         connection.head = None
         connection.is_last = True
-        connection.state = State.ANSWERING
-        self._send(connection, encode_response(response, close=True))
+        connection.state = State.SENDING
+        self._send(connection, encode_response(response, True, method))
         self._finish(connection)
 
     def _flush(self, connection: Connection) -> None:
@@ -286,25 +334,25 @@ class HttpService:
             self._close(connection)
         elif is_done:
             self._watch(connection)
-            if connection.state is not State.STREAMING:
-                self._finish(connection)
+            self._finish(connection)
 
     def _finish(self, connection: Connection) -> None:
-        """After an answer was sent, or as much of it as the client takes for now."""
-        if connection.state in (State.CLOSED, State.STREAMING):
+        """Go on to what comes after an answer, once all of it was sent; before that, see that it will be."""
+        if connection.state is not State.SENDING:
             return
         if connection.outbox:
             connection.deadline = time.monotonic() + REQUEST_SECONDS
             self._watch(connection)
-        elif connection.is_last or connection.has_ended or self._is_stopping:
+        elif connection.is_last or self._is_stopping:
             self._linger(connection)
         else:
             connection.state = State.RECEIVING
-            connection.deadline = time.monotonic() + IDLE_SECONDS
-            self._set_paused(connection, False)
+            connection.deadline = time.monotonic() + (REQUEST_SECONDS if connection.inbox else IDLE_SECONDS)
+            self._set_paused(connection, connection.has_ended)
             if connection.inbox:
-                connection.deadline = time.monotonic() + REQUEST_SECONDS
                 self._advance(connection)
+            if connection.has_ended and connection.state is State.RECEIVING:
+                self._linger(connection)  # all that came was answered
 
     def _linger(self, connection: Connection) -> None:
         """Close once the client has: closing over unread input would take the answer back (RST)."""
@@ -332,6 +380,8 @@ class HttpService:
         self._connections.discard(connection)
         if connection.stream is not None:
             connection.stream.closed()
+        if connection.late is not None:
+            connection.late.on_gone()
 
     def _sweep(self, now: float) -> None:
         self._set_accepting(True)
@@ -349,6 +399,7 @@ class HttpService:
         """Answer what is in hand; streams end last, since answers still travel on them."""
         self._set_accepting(False)
         self._listener.close()
+        self._application.stopping()
         deadline = time.monotonic() + DRAIN_SECONDS
         while (is_busy := self._is_answering()) and time.monotonic() < deadline and not self._failure:
             self._turn(0.05)
@@ -359,7 +410,7 @@ class HttpService:
         return not is_busy
 
     def _is_answering(self) -> bool:
-        return any(one.state is State.ANSWERING or one.outbox for one in self._connections)
+        return any(one.state in (State.ANSWERING, State.SENDING) or one.outbox for one in self._connections)
 
     # --- The selector ---------------------------------------------------------------------------------
 
@@ -394,9 +445,10 @@ class HttpService:
 
     # --- Workers, and what any thread may call --------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, requests: queue.SimpleQueue[tuple[Connection, Request]]) -> None:
         while True:
-            connection, request = self._requests.get()
+            connection, request = requests.get()
+            answer: Response | LateResponse | EventStream
             try:
                 answer = self._application.respond(request)
             except StoreFailure as failure:
@@ -404,17 +456,35 @@ class HttpService:
                 self.stop()
                 return
             except Exception:
-                traceback.print_exc(file=sys.stderr)
+                say_exception()
                 answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more")
             if isinstance(answer, Response):
                 self._answer(connection, request.head, answer)
+            elif isinstance(answer, LateResponse):
+                self._answer_later(connection, request.head, answer)
             else:
                 self._start_stream(connection, answer)
 
     def _answer(self, connection: Connection, head: Head, response: Response) -> None:
+        connection.late = None
         connection.is_last = connection.is_last or self._is_stopping
-        self._send(connection, encode_response(response, connection.is_last, head.method))
+        data = encode_response(response, connection.is_last, head.method)
         with connection.lock:
+            is_gone = connection.state is not State.ANSWERING or not self._send_now(connection, data)
+            is_waiting = bool(connection.outbox)
+        if is_waiting:
+            self._call(lambda: self._watch(connection))
+        if response.then is not None:
+            response.then()
+        if is_gone:
+            self._call(lambda: self._close(connection))
+        else:
+            self._end_answer(connection)
+
+    def _end_answer(self, connection: Connection) -> None:
+        with connection.lock:
+            if connection.state is not State.ANSWERING:
+                return  # closed meanwhile
             needs_loop = bool(
                 connection.inbox
                 or connection.outbox
@@ -422,11 +492,21 @@ class HttpService:
                 or connection.has_ended
                 or connection.is_paused
             )
-            if not needs_loop and connection.state is State.ANSWERING:
-                connection.state = State.RECEIVING
-                connection.deadline = time.monotonic() + IDLE_SECONDS
+            # From here on the next request may be on its way: nothing of this one comes after it.
+            connection.state = State.SENDING if needs_loop else State.RECEIVING
+            connection.deadline = time.monotonic() + (REQUEST_SECONDS if needs_loop else IDLE_SECONDS)
         if needs_loop:
             self._call(lambda: self._finish(connection))
+
+    def _answer_later(self, connection: Connection, head: Head, late: LateResponse) -> None:
+        with connection.lock:
+            is_gone = connection.state is State.CLOSED or connection.has_ended
+            connection.late = None if is_gone else late
+        if is_gone:
+            late.on_gone()
+            self._call(lambda: self._close(connection))
+        else:
+            late.start(lambda response: self._answer(connection, head, response))
 
     def _start_stream(self, connection: Connection, stream: EventStream) -> None:
         with connection.lock:
@@ -448,22 +528,29 @@ class HttpService:
         with connection.lock:
             if connection.state is State.CLOSED:
                 return
-            pending = len(connection.outbox)
-            is_dropped = connection.state is State.STREAMING and pending > STREAM_QUEUE_BYTES
-            if not pending:
-                try:
-                    data = data[connection.socket.send(data) :]
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    is_dropped = True
-            if not is_dropped:
-                connection.outbox += data
-            is_waiting = bool(connection.outbox) and not pending
+            was_waiting = bool(connection.outbox)
+            is_dropped = (
+                connection.state is State.STREAMING and len(connection.outbox) > STREAM_QUEUE_BYTES
+            ) or not self._send_now(connection, data)
+            is_waiting = bool(connection.outbox) and not was_waiting
         if is_dropped:
             self._call(lambda: self._close(connection))
         elif is_waiting:
             self._call(lambda: self._watch(connection))
+
+    @staticmethod
+    def _send_now(connection: Connection, data: bytes) -> bool:
+        """Send, with the connection's lock held; returns False if the connection is broken."""
+        sent = 0
+        if not connection.outbox:
+            try:
+                sent = connection.socket.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+        connection.outbox += memoryview(data)[sent:]
+        return True
 
     def _call(self, call: Callable[[], None]) -> None:
         """Have the loop do something: only it may touch the selector and close sockets."""
@@ -488,7 +575,8 @@ def overloaded_response() -> Response:
     return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, "Retry-After: 1")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host`:`port` (0: any free port); raises ConfigError."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=1024)
@@ -501,14 +589,6 @@ def _listen(host: str, port: int) -> socket.socket:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _turn_away(client: socket.socket) -> None:
-    try:
-        client.send(encode_response(overloaded_response(), close=True))
-    except OSError:
-        pass  # it left by itself
-    client.close()
 
 
 def _notice_dead_client(client: socket.socket) -> None:
@@ -526,14 +606,18 @@ def _empty(woken_end: socket.socket) -> None:
         pass
 
 
-def _allow_many_descriptors() -> None:
-    """Raise the soft limit of open files as far as CONNECTIONS need and the hard limit allows."""
-    wanted = CONNECTIONS + 256
+def _allowed_connections() -> int:
+    """Return how many connections there may be: as many as wanted, if open files are allowed for them.
+
+    Raises the soft limit of open files as far as the hard one allows; some are kept for the store.
+    """
+    wanted = CONNECTIONS + RESERVED_DESCRIPTORS
+    most = wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         except OSError:
-            pass  # a sandbox forbids it: what was allowed before still is
+            most = soft  # a sandbox forbids it: what was allowed before still is
+    return min(CONNECTIONS, most - min(RESERVED_DESCRIPTORS, most // 2))
