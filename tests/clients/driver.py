@@ -12,26 +12,26 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 
 from .handoff_steps import SCENARIOS
-from .sessions import Agent, Connect, Json, Server, SseServer, StdioServer, UnexpectedAnswerError
+from .sessions import Agent, Connect, Json, Server, Service, StdioServer, UnexpectedAnswerError
 
 AGENTS = ("Claude-1", "codex")
 SECONDS = 20
 
 
-def run(plan_json: str, connect: Connect) -> None:
-    """Play the plan with clients that `connect` opens, and print the outcome."""
+def run(plan_json: str, connect: Connect, distribution: str = "mcp") -> None:
+    """Play the plan with clients of `distribution` that `connect` opens, and print the outcome."""
     plan: Json = json.loads(plan_json)
     servers = [server_of(description) for description in plan["servers"]]
     try:
         revisions = asyncio.run(play(plan["scenario"], servers, connect))
     except Exception as error:
         sys.exit("\n".join(reasons(error)))
-    print(json.dumps({"sdk": version("mcp"), "revisions": revisions}))
+    print(json.dumps({"sdk": version(distribution), "revisions": revisions}))
 
 
 def server_of(description: Json) -> Server:
     """Read one server of the plan."""
-    return SseServer(**description) if "url" in description else StdioServer(**description)
+    return Service(**description) if "url" in description else StdioServer(**description)
 
 
 async def play(scenario: str, servers: list[Server], connect: Connect) -> list[str]:

@@ -6,10 +6,13 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from mcp.types import PromptReference, ResourceTemplateReference
+
 from .sessions import Agent, Json, StdioServer, expect, expect_true
 
 TOOLS = [
     "attach_artifact",
+    "claim_task",
     "create_task",
     "get_task",
     "handoff_task",
@@ -80,8 +83,10 @@ async def handoff(sender: Agent, receiver: Agent) -> None:
         expect(await agent.tools(), TOOLS, f"{agent.name}: tools")
     await work_begins(sender)
     artifacts = await artifacts_are_attached(sender)
-    await task_is_handed_over(sender, receiver)
+    async with receiver.watching(TASK_URI):
+        await task_is_handed_over(sender, receiver)
     await task_is_found(receiver)
+    await prompts_are_offered(sender, receiver)
     await state_is_all_there(sender, receiver, artifacts)
     await artifacts_are_read(receiver, artifacts)
     await work_continues(receiver)
@@ -184,6 +189,26 @@ async def task_is_found(receiver: Agent) -> None:
     expect_true(TASK_URI in uris, f"one of the templates {templates} leads to {TASK_URI}")
 
 
+async def prompts_are_offered(sender: Agent, receiver: Agent) -> None:
+    """Get both prompts for the task, whose id can be completed from its first letters."""
+    prompts = await receiver.prompts()
+    expect(sorted(prompts), ["resume_task", "wrap_up"], "prompts")
+    for name, prompt in prompts.items():
+        arguments = [(argument["name"], argument["required"]) for argument in prompt["arguments"]]
+        expect(arguments, [("task_id", True)], f"arguments of {name}")
+        text = await receiver.prompt(name, task_id=TASK_ID)
+        expect_true(TASK_ID in text, f"the prompt {name} names the task: {text}")
+    resume = await receiver.prompt("resume_task", task_id=TASK_ID)
+    for told in (sender.name, json.dumps(RESUME_PROMPT), json.dumps(STEPS[3])):
+        expect_true(told in resume, f"the prompt resume_task tells {told}: {resume}")
+    by_prompt = PromptReference(type="ref/prompt", name="resume_task")
+    by_template = ResourceTemplateReference(type="ref/resource", uri="task://{task_id}")
+    for ref in (by_prompt, by_template):
+        expect(await receiver.completions(ref, "task_id", TASK_ID[:3]), [TASK_ID], "completion of an id")
+    everything = await receiver.completions(by_prompt, "task_id", "")
+    expect(everything, [TASK_ID, DECOY_ID], "completion of nothing: all tasks, newest change first")
+
+
 async def state_is_all_there(sender: Agent, receiver: Agent, artifacts: list[bytes]) -> None:
     """Compare what the addressee is given with everything the sender reported."""
     task = await full_task(receiver)
@@ -233,7 +258,7 @@ def expect_handoff(task: Json, sender: Agent, receiver: Agent) -> None:
 
 
 async def artifacts_are_read(receiver: Agent, artifacts: list[bytes]) -> None:
-    """Read every artifact by tool and by resource; its bytes must arrive unchanged."""
+    """Read every artifact by tool and by resource: its bytes arrive unchanged, and one more is not there."""
     for number, content in enumerate(artifacts, 1):
         by_tool = await artifact_by_tool(receiver, number)
         expect(by_tool, content, f"artifact {number} by get_task")
@@ -246,6 +271,7 @@ async def artifacts_are_read(receiver: Agent, artifacts: list[bytes]) -> None:
         )
         got = base64.b64decode(by_resource["blob"]) if binary else by_resource["text"].encode()
         expect(got, content, f"artifact {number} by resource")
+    await receiver.misses(f"{TASK_URI}/artifacts/{len(artifacts) + 1}")
 
 
 async def artifact_by_tool(agent: Agent, number: int) -> bytes:

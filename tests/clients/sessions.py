@@ -3,7 +3,10 @@
 An SDK is adapted by making a `Session` of its client; a scenario sees only the `Agent` around it.
 """
 
+import asyncio
 import json
+import sys
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -11,11 +14,15 @@ from typing import Any
 
 from mcp.client.sse import sse_client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import ErrorData, PromptReference, ResourceTemplateReference
 from pydantic import BaseModel
 
 Json = dict[str, Any]
 
 STRUCTURED_CONTENT_SINCE = "2025-06-18"
+STATELESS_SINCE = "2026-07-28"
+HEARD_SECONDS = 5
 ERROR_CODES = {
     "invalid_arguments",
     "not_found",
@@ -39,36 +46,80 @@ class StdioServer:
 
 
 @dataclass(frozen=True)
-class SseServer:
-    """A running service, by the URL of its event stream."""
+class Service:
+    """A running service, by the URL of one of its endpoints: /sse or /mcp."""
 
     url: str
 
+    @property
+    def is_streamable(self) -> bool:
+        """Whether the endpoint is that of Streamable HTTP."""
+        return self.url.endswith("/mcp")
 
-Server = StdioServer | SseServer
+
+Server = StdioServer | Service
+Reference = PromptReference | ResourceTemplateReference
+# Waits for the next resource that was updated and returns its URI.
+NextUpdate = Callable[[], Awaitable[str]]
 
 
 @dataclass(frozen=True)
 class Session:
-    """One connected client: the revision it negotiated and its functions for five requests."""
+    """One connected client: what it negotiated, its functions for eight requests, and for watching."""
 
     revision: str
+    capabilities: Json
     list_tools: Callable[[], Awaitable[BaseModel]]
     call_tool: Callable[[str, Json], Awaitable[BaseModel]]
     list_resources: Callable[[str | None], Awaitable[BaseModel]]
     list_resource_templates: Callable[[], Awaitable[BaseModel]]
     read_resource: Callable[[str], Awaitable[BaseModel]]
+    list_prompts: Callable[[], Awaitable[BaseModel]]
+    get_prompt: Callable[[str, dict[str, str]], Awaitable[BaseModel]]
+    complete: Callable[[Reference, dict[str, str]], Awaitable[BaseModel]]
+    watch: Callable[[str], AbstractAsyncContextManager[NextUpdate]]
 
 
 Connect = Callable[[Server], AbstractAsyncContextManager[Session]]
 
 
+class Inbox:
+    """What a client of the handshake era is told unasked."""
+
+    def __init__(self) -> None:
+        self._updated: asyncio.Queue[str] = asyncio.Queue()
+
+    async def take(self, message: object) -> None:
+        """Keep the URI of an updated resource; a fault that the SDK hands on is a complaint."""
+        if not isinstance(message, BaseModel):
+            print(f"the SDK could not read a message: {message!r}", file=sys.stderr)
+            return
+        notification = as_sent(message)
+        if notification["method"] == "notifications/resources/updated":
+            self._updated.put_nowait(notification["params"]["uri"])
+
+    async def next_update(self) -> str:
+        """Wait for an update and return the URI of what was updated."""
+        return await self._updated.get()
+
+
+@asynccontextmanager
+async def subscription(client: Any, uri: str, inbox: Inbox) -> AsyncIterator[NextUpdate]:
+    """Subscribe a `ClientSession` of the handshake era to a resource."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 2.x deprecates what only this era has
+        await client.subscribe_resource(uri)
+        yield inbox.next_update
+        await client.unsubscribe_resource(uri)
+
+
 @asynccontextmanager
 async def transport(server: Server) -> AsyncIterator[Any]:
     """Open the SDK's transport to the server and yield its two streams."""
-    if isinstance(server, SseServer):
-        async with sse_client(server.url) as streams:
-            yield streams
+    if isinstance(server, Service):
+        opened: Any = streamable_http_client(server.url) if server.is_streamable else sse_client(server.url)
+        async with opened as (read, write, *_):  # 1.x adds a function
+            yield read, write
         return
     command, *args = server.command
     parameters = StdioServerParameters(command=command, args=args, env=server.env, cwd=server.cwd)
@@ -157,6 +208,59 @@ class Agent:
         """Return the URI templates of the resources."""
         listed = as_sent(await self.session.list_resource_templates())
         return [template["uriTemplate"] for template in listed["resourceTemplates"]]
+
+    async def misses(self, uri: str) -> None:
+        """Read a resource that is not there: the error names it, with the code of the era."""
+        try:
+            content = await self.read(uri)
+        except UnexpectedAnswerError:
+            raise
+        except Exception as failure:  # each SDK has a class of its own
+            error = as_sent(getattr(failure, "error", None) or ErrorData(code=0, message=repr(failure)))
+        else:
+            raise UnexpectedAnswerError(f"{uri} is there: {content}")
+        code = -32602 if self.session.revision >= STATELESS_SINCE else -32002
+        expect((error["code"], error.get("data")), (code, {"uri": uri}), f"the error for {uri}, {error}")
+
+    async def prompts(self) -> dict[str, Json]:
+        """Return the prompts by name."""
+        listed = as_sent(await self.session.list_prompts())
+        return {prompt["name"]: prompt for prompt in listed["prompts"]}
+
+    async def prompt(self, name: str, **arguments: str) -> str:
+        """Get a prompt, which must be one message of the user, and return its text."""
+        messages = as_sent(await self.session.get_prompt(name, arguments))["messages"]
+        shape = [(message["role"], message["content"]["type"]) for message in messages]
+        expect(shape, [("user", "text")], f"prompts/get: messages of {name}")
+        text: str = messages[0]["content"]["text"]
+        return text
+
+    async def completions(self, ref: Reference, name: str, value: str) -> list[str]:
+        """Complete the value of an argument and return the values it can become, of which all are here."""
+        found = as_sent(await self.session.complete(ref, {"name": name, "value": value}))["completion"]
+        expect((found["total"], found["hasMore"]), (len(found["values"]), False), "completion/complete")
+        values: list[str] = found["values"]
+        return values
+
+    @asynccontextmanager
+    async def watching(self, uri: str) -> AsyncIterator[None]:
+        """Watch a resource, which must be updated inside the block: the client hears of it, if it can at all.
+
+        It cannot where the handshake era meets Streamable HTTP without sessions, and must be told so.
+        """
+        streamable = isinstance(self.server, Service) and self.server.is_streamable
+        can_watch = self.session.revision >= STATELESS_SINCE or not streamable
+        expect(self.session.capabilities["resources"]["subscribe"], can_watch, "resources.subscribe")
+        if not can_watch:
+            yield
+            return
+        async with self.session.watch(uri) as next_update:
+            yield
+            try:
+                heard = await asyncio.wait_for(next_update(), HEARD_SECONDS)
+            except TimeoutError:
+                heard = f"nothing within {HEARD_SECONDS} s"
+            expect(heard, uri, f"what {self.name} heard of")
 
     async def read(self, uri: str) -> Json:
         """Read a resource and return its only content."""
