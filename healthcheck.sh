@@ -106,6 +106,10 @@ check_database() {
       return
     fi
   done
+  if [[ -d ${database}.sessions && ! (-w ${database}.sessions && -x ${database}.sessions) ]]; then
+    fail database "${database}.sessions is closed to this user: change its mode"
+    return
+  fi
   check_folder database "${database}" "$(dirname "${database}")"
 }
 

@@ -98,7 +98,7 @@ def hand_off(agent: Agent) -> None:
 
 
 def pick_up(agent: Agent) -> None:
-    """Find the task and read all that is known."""
+    """Find the task, take it, and read all that is known."""
     agent.says("I was just started and know nothing. Is anything waiting for me?")
     agent.call(
         "list_tasks",
@@ -113,12 +113,24 @@ def pick_up(agent: Agent) -> None:
             "goal": "Login takes less than one second",
             "completed_steps": ["Measure", "Find the cause"],
             "remaining_steps": ["Fix it", "Measure again"],
-            "dead_ends": ["A larger connection pool changes nothing"],
-            "resume_prompt": "DNS takes 2.6 of the 2.9 s. Cache the address in resolver.py.",
-            "artifacts": [{"number": 1, "name": "login.log", "agent": "agent-a"}],
-            "handoffs": [{"from_agent": "agent-a", "reason": "Context nearly full"}],
         },
         task_id=TASK,
+    )
+    agent.says("I take it: now it is mine, and the answer is a brief to continue from.")
+    agent.call(
+        "claim_task",
+        {
+            "claim": {"how": "handoff", "from": "agent-a"},
+            "task": {
+                "status": "in_progress",
+                "current_owner": agent.name,
+                "resume_prompt": "DNS takes 2.6 of the 2.9 s. Cache the address in resolver.py.",
+                "handoff": {"from_agent": "agent-a", "reason": "Context nearly full"},
+                "dead_ends": ["A larger connection pool changes nothing"],
+                "artifacts": [f"1: login.log (log, {len(LOG)} bytes)"],
+            },
+        },
+        agent=agent.name,
     )
     agent.says("Let me see those measurements.")
     agent.call("get_task", {"text": LOG}, task_id=TASK, artifact=1)
@@ -263,6 +275,8 @@ def _show(label: str, members: JsonObject) -> None:
 
 
 def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict) and any(isinstance(member, dict | list) for member in value.values()):
+        return [f"{name:17}{line}" for name, member in value.items() for line in _lines(member)]
     if isinstance(value, dict):
         return [", ".join(f"{name} {member}" for name, member in value.items())]
     if isinstance(value, list):

@@ -12,18 +12,30 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support import PATIENCE, PROJECT, SERVER, HttpServer, JsonObject, StdioClient, environment, stdio
+from support import (
+    PATIENCE,
+    PROJECT,
+    SERVER,
+    HttpServer,
+    JsonObject,
+    StdioClient,
+    environment,
+    stdio,
+    wait_until,
+)
 
 import config
 import errors
+import prompts
 import protocol
 import resources
 import tools
-from models import Status, TestStatus
+from models import PRIORITY, ClaimKind, OwnerState, Status, TestStatus
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PLACEHOLDER = "/path/to/mcp-task-server"
@@ -130,8 +142,8 @@ def test_the_backup_holds_everything(tmp_path: Path) -> None:
         script = script.replace(PYTHON, shlex.quote(sys.executable))
         subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=True, timeout=PATIENCE)
     copies = {
-        "MCP_TASK_DB_PATH": str(tmp_path / "backup.db"),
-        "MCP_TASK_ARTIFACTS_DIR": str(tmp_path / "backup-artifacts"),
+        "MCP_TASK_DB_PATH": str(tmp_path / "backup" / "tasks.db"),
+        "MCP_TASK_ARTIFACTS_DIR": str(tmp_path / "backup" / "artifacts"),
     }
     with stdio(tmp_path, **copies) as client:
         assert client.call("get_task", task_id="t", artifact=1)["text"] == "kept"
@@ -167,17 +179,21 @@ class Entry(NamedTuple):
 
 def entries() -> list[Entry]:
     """Return every configuration that the README shows."""
-    return [
-        Entry(client, server_in(parse(block)))
-        for client in CLIENTS
-        for language, parse in PARSERS.items()
-        for block in blocks(section(client), language)
-    ] + [
-        Entry(client, told_by(shlex.split(line)))
-        for client in CLIENTS
-        for block in blocks(section(client), "sh")
-        for line in block.splitlines()
-    ]
+    return (
+        [
+            Entry(client, server_in(parse(block)))
+            for client in CLIENTS
+            for language, parse in PARSERS.items()
+            for block in blocks(section(client), language)
+        ]
+        + [
+            Entry(client, told_by(shlex.split(line)))
+            for client in CLIENTS
+            for block in blocks(section(client), "sh")
+            for line in block.splitlines()
+        ]
+        + [Entry(client, json.loads(code(cell)[0])) for client, cell in rows("HTTP+SSE elsewhere")]
+    )
 
 
 def server_in(configuration: JsonObject) -> JsonObject:
@@ -227,21 +243,42 @@ PARSERS: dict[str, Callable[[str], JsonObject]] = {
 }
 STDIO = [entry for entry in entries() if "command" in entry.told]
 HTTP = [entry for entry in entries() if "url" in entry.told]
-SSE: JsonObject = {  # how each client is told that a URL is one of HTTP+SSE
-    "Claude Code": {"type": "sse"},
-    "Cursor": {},
-    "VS Code": {"type": "sse"},
-    "Gemini CLI": {"type": "sse"},
-    "Hermes Agent": {"transport": "sse"},
+URL = f"http://127.0.0.1:{config.DEFAULT_PORT}"
+TOLD: dict[str, dict[str, JsonObject]] = {  # how each client is told which transport a URL has
+    "/mcp": {
+        "Claude Code": {"type": "http"},
+        "Codex": {},
+        "Cursor": {},
+        "VS Code": {"type": "http"},
+        "Gemini CLI": {"type": "http"},
+        "Hermes Agent": {},
+    },
+    "/sse": {
+        "Claude Code": {"type": "sse"},
+        "Cursor": {},
+        "VS Code": {"type": "sse"},
+        "Gemini CLI": {"type": "sse"},
+        "Hermes Agent": {"transport": "sse"},
+    },
 }
 
 
 def test_every_client_is_configured() -> None:
-    """Each client has its STDIO form, its own or that of any client, and its HTTP form if it has one."""
+    """Each client has a configuration, its own or that of any client, for each transport that it speaks."""
     shared = " ".join(section("Any STDIO client").split())
-    sharing = {client for client in CLIENTS if f"{client} (" in shared}
-    assert {entry.client for entry in STDIO} | sharing == set(CLIENTS)
-    assert {entry.client for entry in HTTP} == set(SSE)
+    listed = [row for row in rows("Clients") if len(row) == 4]
+    speaking = {client: {"yes": True, "no": False} for client, *_ in listed}
+    spoken = {client: [speaking[client][cell] for cell in cells] for client, *cells in listed}
+    own = {entry.client for entry in STDIO}
+    assert {client for client in spoken if client in own or f"{client} (" in shared} == set(spoken)
+    assert own <= {*spoken, "Any STDIO client"}
+    for client, (over_stdio, at_mcp, at_sse) in spoken.items():
+        assert over_stdio
+        assert at_mcp == (client in TOLD["/mcp"])
+        assert at_sse == (client in TOLD["/sse"])
+    assert {(entry.client, entry.told["url"].removeprefix(URL)) for entry in HTTP} == {
+        (client, path) for path, clients in TOLD.items() for client in clients
+    }
 
 
 @pytest.mark.parametrize("entry", STDIO, ids=lambda entry: entry.client)
@@ -264,10 +301,11 @@ def test_a_stdio_configuration_starts_the_server(entry: Entry, tmp_path: Path) -
     assert json.loads(answered.stdout)["result"]["serverInfo"]["name"] == config.SERVER_NAME
 
 
-@pytest.mark.parametrize("entry", HTTP, ids=lambda entry: entry.client)
-def test_an_http_configuration_names_the_stream(entry: Entry) -> None:
-    """The snippet names the service's event stream, and the transport as the client wants it."""
-    assert entry.told == {"url": f"http://127.0.0.1:{config.DEFAULT_PORT}/sse", **SSE[entry.client]}
+@pytest.mark.parametrize("entry", HTTP, ids=lambda entry: f"{entry.client} {entry.told['url'][-4:]}")
+def test_an_http_configuration_names_the_endpoint(entry: Entry) -> None:
+    """The snippet names an endpoint of the service, and its transport as the client wants it."""
+    path = entry.told["url"].removeprefix(URL)
+    assert entry.told == {"url": URL + path, **TOLD[path][entry.client]}
 
 
 def test_the_token_goes_where_it_is_looked_for() -> None:
@@ -276,6 +314,9 @@ def test_the_token_goes_where_it_is_looked_for() -> None:
     assert {client for client, _ in table} == {entry.client for entry in HTTP}
     for client, cell in table:
         header = code(cell)[0]
+        if client == "Codex":
+            assert tomllib.loads(header) == {"bearer_token_env_var": "MCP_TASK_TOKEN"}
+            continue
         assert re.search(r'Authorization"?: "Bearer \$\{?[\w:]+\}?"\}$', header), client
         if client != "Hermes Agent":
             assert json.loads("{" + header + "}").keys() == {"headers"}
@@ -293,6 +334,7 @@ def test_every_variable_is_listed_with_its_default(tmp_path: Path) -> None:
     assert set(listed) == read
     settings = config.load_settings({}, str(tmp_path))
     assert (settings.token, settings.allowed_origins, settings.debug) == (None, (), False)
+    assert settings.on_handoff == ()
     assert settings.attach_roots == (str(tmp_path),)
     assert listed == {
         "MCP_TASK_DB_PATH": f"`{Path(settings.db_path).relative_to(PROJECT)}`",
@@ -303,6 +345,8 @@ def test_every_variable_is_listed_with_its_default(tmp_path: Path) -> None:
         "MCP_TASK_TOKEN_FILE": "none",
         "MCP_TASK_ALLOWED_ORIGINS": "none",
         "MCP_TASK_ATTACH_ROOTS": "the working directory",
+        "MCP_TASK_IDLE_SECONDS": f"`{settings.agent_idle_seconds}`",
+        "MCP_TASK_ON_HANDOFF": "none",
         "MCP_DEBUG": "off",
     }
 
@@ -319,16 +363,33 @@ def test_every_endpoint_is_listed(tmp_path: Path) -> None:
             assert (status, headers["allow"]) == (http.client.METHOD_NOT_ALLOWED, method)
 
 
-def test_every_revision_is_listed() -> None:
-    """The README names the revisions that are spoken, oldest first."""
-    dates = re.findall(r"\d{4}-\d\d-\d\d", section("Endpoints"))
-    assert dates == [revision.date for revision in protocol.REVISIONS]
+def test_every_revision_is_listed(tmp_path: Path) -> None:
+    """The table has the revisions, oldest first, and what the table of revisions says of each."""
+    yes_or_no = {True: "yes", False: "no"}
+    assert rows("Protocol revisions") == [
+        [
+            revision.date,
+            "any request" if revision.is_stateless else "`initialize`",
+            yes_or_no[revision.batches],
+            yes_or_no[revision.advertises >= {"prompts", "completions"}],
+            "`subscriptions/listen`" if revision.is_stateless
+            else "`resources/subscribe`" if revision.subscribes
+            else "nothing",
+        ]
+        for revision in protocol.REVISIONS
+    ]  # fmt: skip
+    with StdioClient(tmp_path) as client:
+        agreed = client.initialize("2099-01-01")["protocolVersion"]
+    assert f"another revision is answered with {agreed}." in " ".join(section("Protocol revisions").split())
+    with_titles = [revision.date for revision in protocol.REVISIONS if "title" not in revision.lacks]
+    assert f"come with {with_titles[0]}." in section("Protocol revisions")
 
 
 def test_every_tool_is_listed_with_its_arguments() -> None:
     """The table has the tools in order, with all their arguments, the lists and the required ones marked."""
     introduction, _, _ = section("Tools").partition("|")
     checkpoint_fields = dict.fromkeys(code(introduction.partition("Checkpoint fields")[2]), False)
+    assert {name.removesuffix("[]") for name in checkpoint_fields} == set(tools.ReportArguments.model_fields)
     listed = {}
     for name, arguments, _ in rows("Tools"):
         found = {one[1]: bool(one[2]) for one in re.finditer(r"`([^`]+)`(\\\*)?", arguments)}
@@ -354,6 +415,14 @@ def test_every_word_of_a_tool_is_known() -> None:
         assert set(attach["properties"][argument]["enum"]) <= set(code(row[2]))
     entry = next(line for line in section("Tools").splitlines() if "An entry of `test_results`" in line)
     assert set(code(entry)) > set(TestStatus)
+    (told,) = [line for line in section("The resume brief").splitlines() if line.startswith("- `how`")]
+    assert code(told) == ["how", *ClaimKind]
+
+
+def test_every_state_of_an_owner_is_listed() -> None:
+    """The table has the states in which the owner of a task can be, and no other."""
+    assert [code(state)[0] for state, *_ in rows("When an agent dies")] == ["live", "unknown", "gone"]
+    assert {"live", "unknown", "gone"} == set(OwnerState)
 
 
 def test_every_error_is_listed() -> None:
@@ -372,6 +441,28 @@ def test_every_resource_is_listed() -> None:
     assert f"{config.RESOURCES_PAGE} a page" in section("Resources")
 
 
+def test_resources_are_watched_as_told(tmp_path: Path) -> None:
+    """Who subscribed hears of a change that another server made, by the name that the README gives."""
+    with stdio(tmp_path) as watcher, stdio(tmp_path) as other:
+        other.call("create_task", task_id="t", title="t", goal="g")
+        watcher.result("resources/subscribe", {"uri": "task://t"})
+        other.call("save_checkpoint", task_id="t", agent="a")
+        told = watcher.receive()
+    assert told["params"] == {"uri": "task://t"}
+    assert told["method"] in code(section("Resources"))
+
+
+def test_every_prompt_is_listed() -> None:
+    """The table has the prompts in order, with their arguments."""
+    assert [[code(name)[0], argument] for name, argument, _ in rows("Prompts")] == [
+        [
+            prompt["name"],
+            ", ".join(f"`{one['name']}`" + r"\*" * one["required"] for one in prompt["arguments"]),
+        ]
+        for prompt in prompts.PROMPTS
+    ]
+
+
 def test_the_life_of_a_task_is_complete() -> None:
     """Table and diagram have every status, and between them only tools lead."""
     assert [code(row[0])[0] for row in rows("The life of a task")] == list(Status)
@@ -382,7 +473,7 @@ def test_the_life_of_a_task_is_complete() -> None:
 
 
 UNITS = {"KiB": config.KIB, "MiB": config.MIB}
-NO_LIMITS = {"KIB", "MIB", "DEFAULT_PORT"}
+NO_LIMITS = {"KIB", "MIB", "DEFAULT_PORT", "DEFAULT_AGENT_IDLE_SECONDS"}
 
 
 def test_every_limit_is_listed_with_its_value() -> None:
@@ -428,6 +519,116 @@ def slug(heading: str) -> str:
     return "".join(letter for letter in heading.lower().replace(" ", "-") if letter in kept)
 
 
+# --- The queue, the resume brief, and waking the next agent -------------------------------------------
+
+
+def test_the_queue_has_the_order_that_is_told(tmp_path: Path) -> None:
+    """Tasks come line by line, then by priority, then by age; what waits for another does not come."""
+    lines = ["named", "anyone", "left", "orphaned", "urgent", "older", "newer"]
+    with stdio(tmp_path) as client, stdio(tmp_path) as dying:
+        for task_id in ["older", "newer", "urgent", "orphaned", "left", "anyone", "named"]:
+            priority = 0 if task_id == "urgent" else PRIORITY
+            client.call("create_task", task_id=task_id, title="t", goal="g", priority=priority)
+        client.call("create_task", task_id="waiting", title="t", goal="g", depends_on=["newer"], priority=0)
+        dying.call("claim_task", agent="b", task_id="orphaned")
+        dying.kill()
+        client.call("mark_exhausted", task_id="left", agent="c", reason="r")
+        client.call("handoff_task", task_id="anyone", from_agent="c", to_agent="any", reason="r")
+        client.call("handoff_task", task_id="named", from_agent="c", to_agent="a", reason="r")
+        assert client.call("list_tasks", ready=True)["total"] == 3
+        assert [client.call("claim_task", agent="a")["task"]["task_id"] for _ in lines] == lines
+        assert client.call("claim_task", agent="a") == {"task": None}
+    told = section("The queue")
+    assert f"up to {config.CLAIM_WAIT_SECONDS}," in told
+    assert f"{PRIORITY} the default" in told
+
+
+def test_the_brief_is_as_shown(tmp_path: Path) -> None:
+    """A task like the one in the README gives the brief that stands there; times, path and commits differ."""
+    (shown,) = blocks(section("The resume brief"), "json")
+    work_tree = tmp_path / "webshop"
+    commit(work_tree, "init", "--quiet", "--initial-branch=main", str(work_tree))
+    commit(work_tree)
+    brief = json.loads(shown)["task"]
+    told = {name: brief[name] for name in tools.ReportArguments.model_fields}
+    with stdio(tmp_path) as client:
+        task = {name: brief[name] for name in ("task_id", "title", "goal")}
+        client.call("create_task", **task, repo_path=str(work_tree))
+        client.call(
+            "attach_artifact", task_id=brief["task_id"], name="login.log", type="log", content="DNS 2.6 s"
+        )
+        client.call(
+            "handoff_task", **told, **{name: brief["handoff"][name] for name in HANDOFF},
+            task_id=brief["task_id"],
+        )  # fmt: skip
+        commit(work_tree)
+        answer = client.call("claim_task", agent=brief["current_owner"])
+    found = json.dumps(answer).replace(str(work_tree), brief["repo_path"])
+    assert without_circumstances(found) == without_circumstances(json.dumps(json.loads(shown)))
+    assert f"{config.BRIEF_CHARACTERS:,} characters" in section("The resume brief")
+
+
+HANDOFF = ("from_agent", "to_agent", "reason")
+
+
+def commit(work_tree: Path, *command: str) -> None:
+    """Make an empty commit, or run another command of git."""
+    command = command or ("commit", "--quiet", "--allow-empty", "--message=work")
+    author = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false")
+    work_tree.mkdir(exist_ok=True)
+    subprocess.run(["git", *author, *command], cwd=work_tree, check=True, timeout=PATIENCE)
+
+
+def without_circumstances(text: str) -> str:
+    """Return a brief's text with all times, ages and commits made equal."""
+    text = re.sub(r'"age": "[^"]+"', '"age": "<age>"', without_times(text))
+    return re.sub(r'"commit": "[0-9a-f]{40}"', '"commit": "<commit>"', text)
+
+
+def test_the_script_wakes_the_agent_that_a_task_was_handed_to(tmp_path: Path) -> None:
+    """Set as the command, the README's script starts the addressee, in its folder, with its orders."""
+    (source,) = blocks(section("Waking the next agent"), "sh")
+    script, started = tmp_path / "wake.sh", tmp_path / "started"
+    executable(script, source)
+    (tmp_path / "webshop").mkdir()
+    for agent in AGENTS:
+        executable(
+            tmp_path / agent,
+            f'#!/bin/sh\n{{ echo {agent}; pwd; printf "%s\\n" "$@"; echo; }} >>"$HOME/started"\n',
+        )
+    path = f"{tmp_path}:/usr/bin:/bin"
+    settings = {"MCP_TASK_ON_HANDOFF": str(script), "PATH": path, "HOME": str(tmp_path)}
+    with stdio(tmp_path, **settings) as client:
+        client.call("create_task", task_id="t", title="t", goal="g")
+        for sender, addressee in (("a", "nobody here"), ("a", "claude"), ("claude", "codex")):
+            client.call("handoff_task", task_id="t", from_agent=sender, to_agent=addressee, reason="r")
+            if addressee in AGENTS:
+                wait_until(partial(was_started, started, addressee), f"{addressee} is started")
+    orders = "Take task t with claim_task, as agent {}, and continue it."
+    folder = str(tmp_path / "webshop")
+    assert started.read_text().split("\n\n") == [
+        "\n".join(
+            ["claude", folder, "-p", orders.format("claude"), "--allowedTools", "mcp__mcp-task-server"]
+        ),
+        "\n".join(["codex", folder, "exec", orders.format("codex")]),
+        "",
+    ]
+
+
+AGENTS = ("claude", "codex")
+
+
+def executable(path: Path, source: str) -> None:
+    """Write a script that can be run."""
+    path.write_text(source)
+    path.chmod(0o700)
+
+
+def was_started(started: Path, agent: str) -> bool:
+    """Return whether an agent has written down all of how it was started."""
+    return started.exists() and re.search(rf"^{agent}\n(.+\n)+\n", started.read_text(), re.M) is not None
+
+
 # --- The example workflow -----------------------------------------------------------------------------
 
 
@@ -453,7 +654,7 @@ def test_the_example_workflow_is_a_whole_handoff() -> None:
     requests = [message for message in messages if "method" in message and "id" in message]
     assert [request["params"].get("name", request["method"]) for request in requests] == [
         "initialize", "create_task", "save_checkpoint", "handoff_task", "get_task", "resources/read",
-        "update_task",
+        "claim_task", "update_task",
     ]  # fmt: skip
     assert len(messages) == 2 * len(requests) + 1  # each has its answer; `initialized` has none
 
