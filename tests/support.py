@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import http.client
 import json
@@ -19,9 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from store import Store
+from tools import Wait, Workplace, call_tool
+
 PROJECT = Path(__file__).resolve().parent.parent
 SERVER = PROJECT / "server.py"
-PATIENCE = 20.0  # seconds after which a condition is taken never to come true
+PATIENCE = 60.0  # seconds after which a condition is taken never to come true, also on a busy machine
+STATELESS = "2026-07-28"
+META = "io.modelcontextprotocol/"
 JsonObject = dict[str, Any]
 
 
@@ -51,10 +57,17 @@ sys.exit(server.main(sys.argv[1:]))
 
 
 @contextmanager
-def held_database(folder: Path) -> Iterator[None]:
-    """Be another process that keeps the turn and the whole database to itself inside the block."""
+def turn_taken(folder: Path) -> Iterator[None]:
+    """Be another process that keeps all servers from writing inside the block; they may read."""
     with (folder / "tasks.db.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def held_database(folder: Path) -> Iterator[None]:
+    """Be another process that keeps the turn and the whole database to itself inside the block."""
+    with turn_taken(folder):
         connection = sqlite3.connect(folder / "tasks.db", timeout=PATIENCE, isolation_level=None)
         try:
             connection.execute("BEGIN EXCLUSIVE")
@@ -66,6 +79,27 @@ def held_database(folder: Path) -> Iterator[None]:
 def thread_count(server: Process) -> int:
     """Return how many threads the server has; one more than usual waits for its turn to write."""
     return len(os.listdir(f"/proc/{server.process.pid}/task"))
+
+
+def request(method: str, params: JsonObject | None = None, request_id: int | str = 1) -> JsonObject:
+    """Return a JSON-RPC request."""
+    return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
+
+
+def enveloped(params: JsonObject | None = None, version: Any = STATELESS) -> JsonObject:
+    """Return `params` with what every request of the stateless era carries."""
+    return (params or {}) | {"_meta": {META + "protocolVersion": version, META + "clientCapabilities": {}}}
+
+
+def mirrored(message: JsonObject) -> dict[str, str]:
+    """Return the headers that repeat a stateless request at /mcp."""
+    method, params = message["method"], message["params"]
+    headers = {"MCP-Protocol-Version": str(params["_meta"][META + "protocolVersion"]), "Mcp-Method": method}
+    named_by = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}.get(method, "")
+    if isinstance(name := params.get(named_by), str):
+        encoded = base64.b64encode(name.encode()).decode()
+        headers["Mcp-Name"] = name if name.isascii() else f"=?base64?{encoded}?="
+    return headers
 
 
 class Process:
@@ -132,7 +166,64 @@ def server_script(folder: Path, script: str, **values: str) -> Iterator[None]:
         SERVER = original
 
 
-class StdioClient(Process):
+class ToolCaller:
+    """A client that can make requests; what it gets from tools, unwrapped."""
+
+    def request(self, method: str, params: JsonObject | None = None) -> JsonObject:
+        """Send a request and return the whole response to it."""
+        raise NotImplementedError
+
+    def result(self, method: str, params: JsonObject | None = None) -> JsonObject:
+        response = self.request(method, params)
+        assert "result" in response, response
+        result: JsonObject = response["result"]
+        return result
+
+    def answer(self, tool: str, **arguments: Any) -> tuple[JsonObject, bool]:
+        """Call a tool; return its answer, and whether that is a refusal."""
+        return tool_answer(self.request("tools/call", {"name": tool, "arguments": arguments}))
+
+    def call(self, tool: str, **arguments: Any) -> JsonObject:
+        """Call a tool that must succeed; return its answer."""
+        answer, is_error = self.answer(tool, **arguments)
+        assert not is_error, answer
+        return answer
+
+    def refusal(self, tool: str, **arguments: Any) -> JsonObject:
+        """Call a tool that must be refused; return code, message and hint."""
+        answer, is_error = self.answer(tool, **arguments)
+        assert is_error, answer
+        assert set(answer["error"]) == {"code", "message", "hint"}
+        error: JsonObject = answer["error"]
+        return error
+
+
+def tool_answer(response: JsonObject) -> tuple[JsonObject, bool]:
+    """Return what a tool answered, and whether that is a refusal."""
+    assert "result" in response, response
+    return json.loads(response["result"]["content"][0]["text"]), response["result"]["isError"]
+
+
+def create(client: ToolCaller, task_id: str, **details: Any) -> str:
+    """Make a task and return its id."""
+    client.call("create_task", task_id=task_id, title=f"Title of {task_id}", goal="Goal", **details)
+    return task_id
+
+
+def at_work(client: ToolCaller, task_id: str, agent: str, **details: Any) -> str:
+    """Make a task and have `agent` work on it."""
+    create(client, task_id, **details)
+    client.call("save_checkpoint", task_id=task_id, agent=agent)
+    return task_id
+
+
+def owner_state(client: ToolCaller, task_id: str) -> str | None:
+    """Return whether the owner's session lives, as this client sees it."""
+    found: str | None = client.call("get_task", task_id=task_id).get("owner_state")
+    return found
+
+
+class StdioClient(ToolCaller, Process):
     """A server over STDIO, and its only client."""
 
     _next_id = 0
@@ -177,12 +268,6 @@ class StdioClient(Process):
         assert response["id"] == self._next_id, response
         return response
 
-    def result(self, method: str, params: JsonObject | None = None) -> JsonObject:
-        response = self.request(method, params)
-        assert "result" in response, response
-        result: JsonObject = response["result"]
-        return result
-
     def initialize(self, revision: str = "2025-11-25") -> JsonObject:
         client = {"name": "test", "version": "1"}
         result = self.result(
@@ -190,22 +275,6 @@ class StdioClient(Process):
         )
         self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
         return result
-
-    def call(self, tool: str, **arguments: Any) -> JsonObject:
-        """Call a tool that must succeed; return its answer."""
-        result = self.result("tools/call", {"name": tool, "arguments": arguments})
-        answer: JsonObject = json.loads(result["content"][0]["text"])
-        assert result["isError"] is False, answer
-        return answer
-
-    def refusal(self, tool: str, **arguments: Any) -> JsonObject:
-        """Call a tool that must be refused; return code, message and hint."""
-        result = self.result("tools/call", {"name": tool, "arguments": arguments})
-        answer: JsonObject = json.loads(result["content"][0]["text"])
-        assert result["isError"] is True, answer
-        assert set(answer["error"]) == {"code", "message", "hint"}
-        error: JsonObject = answer["error"]
-        return error
 
     def close(self) -> int:
         """Close stdin, as a client does that goes, and return the exit status."""
@@ -247,6 +316,13 @@ class HttpServer(Process):
         finally:
             connection.close()
 
+    def post(self, message: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Post a message to /mcp, bytes as they are; return the status and what the body says."""
+        wanted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        body = message if isinstance(message, bytes) else json.dumps(message)
+        status, _, answer = self.request("POST", "/mcp", body, wanted | (headers or {}))
+        return status, json.loads(answer) if answer else None
+
     def raw(self, data: bytes, seconds: float = PATIENCE) -> bytes:
         """Send bytes as they are and return all that comes back until the server closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
@@ -257,19 +333,18 @@ class HttpServer(Process):
             return received
 
 
-class SseClient:
-    """A client of the HTTP+SSE transport: one open stream, posts on connections of their own."""
+class EventSource:
+    """The client's end of an event stream, opened by a request as it stands."""
 
-    def __init__(self, server: HttpServer, headers: str = "") -> None:
-        self._server = server
+    def __init__(self, server: HttpServer, opening: bytes, receive_buffer: int = 0) -> None:
         self._unread = b""
-        self._next_id = 0
-        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
-        request = f"GET /sse HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{headers}\r\n"
-        self.socket.sendall(request.encode())
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(("127.0.0.1", server.port))
+        self.socket.sendall(opening)
         self.head = self._read_to(b"\r\n\r\n").decode()
-        event, self.endpoint = self.event()
-        assert event == "endpoint", event
 
     def _read_to(self, end: bytes) -> bytes:
         while end not in self._unread:
@@ -286,6 +361,35 @@ class SseClient:
         fields = dict(line.split(": ", 1) for line in block.splitlines())
         return fields["event"], fields["data"]
 
+    def receive(self) -> Any:
+        """Return the next JSON-RPC message."""
+        event, data = self.event()
+        assert event == "message", event
+        return json.loads(data)
+
+    def has_ended(self) -> bool:
+        """Wait for the next bytes; return whether there are none because the server closed the stream."""
+        return not self._unread and not self.socket.recv(1)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class SseClient(ToolCaller, EventSource):
+    """A client of the HTTP+SSE transport: one open stream, posts on connections of their own."""
+
+    def __init__(self, server: HttpServer, headers: str = "") -> None:
+        self._server = server
+        self._next_id = 0
+        opening = f"GET /sse HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{headers}\r\n"
+        super().__init__(server, opening.encode())
+        event, self.endpoint = self.event()
+        assert event == "endpoint", event
+
+    def send(self, message: Any) -> None:
+        """Post a message that must be accepted."""
+        assert self.post(json.dumps(message)) == (202, b"")
+
     def post(self, body: bytes | str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         """Post a body as it is; return status and response body."""
         wanted = {"Content-Type": "application/json"} | (headers or {})
@@ -295,12 +399,8 @@ class SseClient:
     def request(self, method: str, params: JsonObject | None = None) -> JsonObject:
         """Send a request and return the response that arrives on the stream."""
         self._next_id += 1
-        message = {"jsonrpc": "2.0", "id": self._next_id, "method": method, "params": params or {}}
-        status, answer = self.post(json.dumps(message))
-        assert status == 202, (status, answer)
-        event, data = self.event()
-        assert event == "message", event
-        response: JsonObject = json.loads(data)
+        self.send({"jsonrpc": "2.0", "id": self._next_id, "method": method, "params": params or {}})
+        response: JsonObject = self.receive()
         assert response["id"] == self._next_id, response
         return response
 
@@ -311,15 +411,26 @@ class SseClient:
         self.post(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}))
         return result
 
-    def call(self, tool: str, **arguments: Any) -> JsonObject:
-        """Call a tool that must succeed; return its answer."""
-        result = self.request("tools/call", {"name": tool, "arguments": arguments})["result"]
-        answer: JsonObject = json.loads(result["content"][0]["text"])
-        assert result["isError"] is False, answer
-        return answer
 
-    def close(self) -> None:
-        self.socket.close()
+class Listener(EventSource):
+    """A subscriptions/listen at /mcp: its response is an event stream."""
+
+    def __init__(
+        self,
+        server: HttpServer,
+        notifications: JsonObject,
+        request_id: int | str = 1,
+        receive_buffer: int = 0,
+    ) -> None:
+        message = request("subscriptions/listen", enveloped({"notifications": notifications}), request_id)
+        body = json.dumps(message)
+        headers = mirrored(message) | {
+            "Host": f"127.0.0.1:{server.port}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+        }
+        lines = ["POST /mcp HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", body]
+        super().__init__(server, "\r\n".join(lines).encode(), receive_buffer)
 
 
 @contextmanager
@@ -331,3 +442,43 @@ def sse(server: HttpServer, revision: str = "2025-11-25") -> Iterator[SseClient]
         yield client
     finally:
         client.close()
+
+
+class McpClient(ToolCaller):
+    """A client of the Streamable HTTP transport, which has no connection: a request is all there is."""
+
+    def __init__(self, server: HttpServer, revision: str = "2025-11-25") -> None:
+        self._server = server
+        self._revision = revision
+        self._next_id = 0
+
+    def message(self, method: str, params: JsonObject | None = None) -> tuple[bytes, dict[str, str]]:
+        """Return the body of a request and the headers that go with it."""
+        self._next_id += 1
+        params = dict(params or {})
+        headers = {"Content-Type": "application/json", "MCP-Protocol-Version": self._revision}
+        if self._revision >= "2026":
+            prefix = "io.modelcontextprotocol/"
+            params["_meta"] = {f"{prefix}protocolVersion": self._revision, f"{prefix}clientCapabilities": {}}
+            headers |= {"Mcp-Method": method, "Mcp-Name": params.get("name", "")}
+        body = {"jsonrpc": "2.0", "id": self._next_id, "method": method, "params": params}
+        return json.dumps(body).encode(), headers
+
+    def request(self, method: str, params: JsonObject | None = None) -> JsonObject:
+        body, headers = self.message(method, params)
+        status, _, answer = self._server.request("POST", "/mcp", body, headers)
+        assert status == 200, (status, answer)
+        response: JsonObject = json.loads(answer)
+        return response
+
+
+class DirectClient(ToolCaller):
+    """A client without a server between: its calls go straight to the tools, as through one connection."""
+
+    def __init__(self, store: Store, session_id: str = "direct") -> None:
+        self.workplace = Workplace(store, session_id=session_id)
+
+    def answer(self, tool: str, **arguments: Any) -> tuple[JsonObject, bool]:
+        answer, is_error = call_tool(tool, arguments, self.workplace)
+        assert not isinstance(answer, Wait)
+        return json.loads(json.dumps(answer)), is_error

@@ -13,11 +13,12 @@ from support import PATIENCE, PROJECT, SERVER, StdioClient, environment, stdio
 
 import config
 from config import ConfigError, Settings, load_settings, make_folder, parse_port
+from origins import Origin
 
 AGENT_HOME = "/home/agent"
 
 
-def load(working_dir: str = "/work/here", **environ: str) -> Settings:
+def load(working_dir: str = "/somewhere/here", **environ: str) -> Settings:
     return load_settings(environ, working_dir)
 
 
@@ -55,7 +56,9 @@ def test_nothing_needs_to_be_set() -> None:
         debug=False,
         token=None,
         allowed_origins=(),
-        attach_roots=("/work/here",),
+        attach_roots=("/somewhere/here",),
+        agent_idle_seconds=1800,
+        on_handoff=(),
     )
 
 
@@ -155,7 +158,11 @@ def test_the_debug_log_is_switched_by_a_word(value: str, debug: bool) -> None:
 def test_origins_are_a_list() -> None:
     """Origins are separated by commas, blanks or both."""
     origins = load(MCP_TASK_ALLOWED_ORIGINS=" https://a.example,http://b:1 ,  x://c ").allowed_origins
-    assert origins == ("https://a.example", "http://b:1", "x://c")
+    assert origins == (
+        Origin("https", "a.example", None),
+        Origin("http", "b", "1"),
+        Origin("x", "c", None),
+    )
 
 
 # --- The token ----------------------------------------------------------------------------------------
@@ -308,3 +315,51 @@ def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     make_folder(str(tmp_path), "MCP_TASK_DB_PATH")
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+# --- A start that cannot go well ----------------------------------------------------------------------
+
+
+def started(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SERVER)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment(folder, **settings),
+        timeout=PATIENCE,
+    )
+
+
+def test_a_working_directory_that_is_gone_is_no_obstacle(tmp_path: Path) -> None:
+    """A client may start the server in a folder that has been deleted since: no traceback."""
+    (tmp_path / "gone").mkdir()
+    code = f"import os, sys; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir(os.getcwd()); "
+    code += f"os.execv(sys.executable, [sys.executable, {str(SERVER)!r}])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(tmp_path), timeout=PATIENCE,
+    )  # fmt: skip
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 0
+
+
+def test_a_database_path_that_is_a_folder_is_a_bad_setting(tmp_path: Path) -> None:
+    """A value that can never work is exit 2 under its variable's name, not exit 1."""
+    ended = started(tmp_path, MCP_TASK_DB_PATH=str(tmp_path))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "MCP_TASK_DB_PATH" in ended.stderr
+
+
+def test_a_complaint_is_one_line_whatever_the_value(tmp_path: Path) -> None:
+    """A line end in a value does not make two lines of the complaint."""
+    (tmp_path / "file").write_text("")
+    ended = started(tmp_path, MCP_TASK_ARTIFACTS_DIR=str(tmp_path / "file" / "a\nb"))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+
+
+def test_a_token_is_never_cut(tmp_path: Path) -> None:
+    """A token file is taken whole or refused: half a token would be another token."""
+    (tmp_path / "token").write_text("x" * 5000)
+    settings = load_settings({"MCP_TASK_TOKEN_FILE": str(tmp_path / "token")}, str(tmp_path))
+    assert settings.token == "x" * 5000

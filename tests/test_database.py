@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,20 +23,23 @@ import pytest
 import support
 from support import HttpServer, JsonObject, Process, StdioClient, server_script, sse, stdio, wait_until
 
+import config
 import database
 import locks
 import store as store_module
 from config import SERVER_NAME
 from database import Database
 from errors import Busy, NotFound, StorageError, StoreFailure
-from models import NewTask, Report
+from models import ClaimFilter, NewTask, Report, TaskFilter
+from sessions import Caller
 from store import Store
 from tools import Workplace, call_tool
 
 NOTES = [["CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY, note TEXT NOT NULL)"]]
 INSERT = "INSERT INTO notes (id, note) VALUES (?, ?)"
 COUNT = ("SELECT count(*) FROM notes", ())
-NEW = NewTask(task_id="t", title="Title", goal="Goal", repo_path=None, remaining_steps=[], agent=None)
+NEW = NewTask(task_id="t", title="Title", goal="Goal", repo_path=None, remaining_steps=[])
+A = Caller("a", "session of a")
 SHORT = 0.1  # seconds to wait for a lock that does not come
 
 
@@ -100,10 +107,26 @@ def set_hook(monkeypatch: pytest.MonkeyPatch, opened: Database, before: Callable
     monkeypatch.setattr(opened, "execute", hooked)
 
 
-def tool_error(answer: tuple[JsonObject, bool]) -> str:
-    """Return the code of a refused tool call."""
-    assert answer[1] is True, answer
-    code: str = answer[0]["error"]["code"]
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("simulated")
+    error.sqlite_errorcode = code
+    return error
+
+
+def call(tool: str, workplace: Workplace, **arguments: Any) -> JsonObject:
+    """Call a tool that must succeed; return its answer."""
+    answer, is_refusal = call_tool(tool, arguments, workplace)
+    assert not is_refusal, answer
+    assert isinstance(answer, dict)
+    return answer
+
+
+def error_code(tool: str, workplace: Workplace, **arguments: Any) -> str:
+    """Call a tool that must be refused; return the code."""
+    answer, is_refusal = call_tool(tool, arguments, workplace)
+    assert is_refusal, answer
+    assert isinstance(answer, dict)
+    code: str = answer["error"]["code"]
     return code
 
 
@@ -208,6 +231,27 @@ def test_a_file_that_is_not_ours_is_refused_and_untouched(
     assert path.read_bytes() == before
 
 
+FOREIGN_WAL = """
+import os, sqlite3
+connection = sqlite3.connect("tasks.db")
+connection.execute("PRAGMA journal_mode = WAL")
+connection.execute("CREATE TABLE bookmarks (url)")
+connection.commit()
+os._exit(0)
+"""
+
+
+def test_a_foreign_write_ahead_log_is_left_untouched(tmp_path: Path) -> None:
+    """Another program's database, all of it still in the log of its crash, is refused and stays as it is."""
+    subprocess.run([sys.executable, "-c", FOREIGN_WAL], cwd=tmp_path, check=True)
+    before = {name: (tmp_path / name).read_bytes() for name in ("tasks.db", "tasks.db-wal")}
+    assert len(before["tasks.db-wal"]) > 4096
+    with Process(tmp_path) as server:
+        assert server.process.wait(support.PATIENCE) == 1
+        assert "is a database of another program" in server.stderr()
+    assert {name: (tmp_path / name).read_bytes() for name in before if (tmp_path / name).exists()} == before
+
+
 def test_an_empty_file_is_taken(tmp_path: Path) -> None:
     """An empty file, as `mktemp` or an interrupted first start leave it, becomes the database."""
     (tmp_path / "tasks.db").touch()
@@ -218,12 +262,57 @@ def test_an_empty_file_is_taken(tmp_path: Path) -> None:
 
 
 def test_an_unusable_path_is_refused(tmp_path: Path) -> None:
-    """A folder in the database's place is one clear line, not a traceback."""
+    """A folder in the database's place is a setting that cannot be used, said in one clear line."""
     (tmp_path / "tasks.db").mkdir()
     with Process(tmp_path) as server:
-        assert server.process.wait(support.PATIENCE) == 1
-        assert server.stderr().startswith(f"{SERVER_NAME}: ")
-        assert server.stderr().count("\n") == 1
+        assert server.process.wait(support.PATIENCE) == 2
+        said = f"MCP_TASK_DB_PATH: {tmp_path / 'tasks.db'} is a folder, not a database file"
+        assert server.stderr() == f"{SERVER_NAME}: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "migrations", [NOTES, [[*NOTES[0], "CREATE NONSENSE"]]], ids=["foreign", "migration"]
+)
+def test_a_refused_database_is_closed(tmp_path: Path, migrations: list[list[str]]) -> None:
+    """A store that does not open keeps no descriptor, on the database or on the turns."""
+    if migrations is NOTES:
+        with outsider(tmp_path / "notes.db", "CREATE TABLE foreign_one (x)"):
+            pass
+    before = descriptors()
+    with pytest.raises(StoreFailure):
+        Database(str(tmp_path / "notes.db"), 7, migrations)
+    assert descriptors() == before
+
+
+def test_a_mode_that_is_not_durable_is_refused() -> None:
+    """Where SQLite does not give the mode that was asked for, the store does not open."""
+    with pytest.raises(StoreFailure, match="not durable"):
+        Database(":memory:", 7, NOTES)
+
+
+def test_a_failed_migration_leaves_nothing(tmp_path: Path) -> None:
+    """A migration that fails half-way is rolled back whole, and a better one starts from there."""
+    with pytest.raises(StoreFailure):
+        Database(str(tmp_path / "notes.db"), 7, [[*NOTES[0], "CREATE NONSENSE"]])
+    with outsider(tmp_path / "notes.db") as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+    open_notes(tmp_path).close()
+
+
+def test_a_folder_that_is_made_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entries of new folders in their parents are synced: a lost folder would be rows without files."""
+    synced, fsync = [], os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    config.make_folder(str(tmp_path / "state" / "artifacts"), "MCP_TASK_ARTIFACTS_DIR")
+    assert synced == [str(tmp_path), str(tmp_path / "state")]
+    config.make_folder(str(tmp_path / "state" / "artifacts"), "MCP_TASK_ARTIFACTS_DIR")
+    assert len(synced) == 2
 
 
 # --- Opening together ---------------------------------------------------------------------------------
@@ -279,6 +368,61 @@ def test_opening_waits_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_notes(tmp_path).close()
     assert len(pauses) == 3
     assert all(0 < pause <= 0.002 for pause in pauses)
+
+
+def test_a_database_that_appears_while_it_is_looked_at_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """A start that looks at the file while another process makes the schema takes it for its own."""
+    execute = Database.execute
+
+    def late(self: Database, statement: str, values: Sequence[Any] = ()) -> list[database.Row]:
+        if "sqlite_master" in statement:
+            monkeypatch.setattr(Database, "execute", execute)
+            with suppress(StoreFailure):  # where the look is one transaction, nobody can commit during it
+                open_notes(tmp_path).close()
+        return execute(self, statement, values)
+
+    monkeypatch.setattr(Database, "execute", late)
+    opened = open_notes(tmp_path)
+    assert opened.read(COUNT) == [[(0,)]]
+    opened.close()
+
+
+@pytest.mark.parametrize("newcomer", ["newer program", "other program"])
+def test_a_file_is_judged_again_before_it_is_migrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newcomer: str
+) -> None:
+    """Whoever waits for its turn to make the schema leaves alone what somebody else has made meanwhile."""
+    begin, path = Database.transaction, tmp_path / "notes.db"
+
+    def begin_late(self: Database) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Database, "transaction", begin)
+        if newcomer == "newer program":
+            Database(str(path), 7, [*NOTES, ["CREATE TABLE more (x INTEGER)"]]).close()
+        else:
+            with outsider(path, "CREATE TABLE bookmarks (url TEXT)"):
+                pass
+        return begin(self)
+
+    monkeypatch.setattr(Database, "transaction", begin_late)
+    with pytest.raises(StoreFailure):
+        open_notes(tmp_path)
+    with outsider(path) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    assert version == (2 if newcomer == "newer program" else 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_waits_to_open(tmp_path: Path, number: signal.Signals) -> None:
+    """A server that waits for a locked database at its start ends within 2 s, with 0, without a traceback."""
+    open_store(tmp_path).close()
+    with outsider(tmp_path / "tasks.db", "BEGIN EXCLUSIVE"), Process(tmp_path) as server:
+        folder, path = Path(f"/proc/{server.process.pid}/fd"), str(tmp_path / "tasks.db")
+        wait_until(lambda: path in [os.path.realpath(link) for link in folder.iterdir()], "it opens the file")
+        server.process.send_signal(number)
+        assert server.process.wait(2) == 0
+        assert server.stderr() == ""
 
 
 # --- Transactions -------------------------------------------------------------------------------------
@@ -382,6 +526,59 @@ def test_closing_waits_for_the_transaction_in_hand(notes: Database, tmp_path: Pa
         assert connection.execute(COUNT[0]).fetchone() == (1,)
 
 
+def test_closing_right_after_a_commit_does_not_spoil_it(
+    notes: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who closes the database while a writer gives its turn back does not make a write of it that failed."""
+    flock, closing = fcntl.flock, list[Future[None]]()
+    with ThreadPoolExecutor(1) as pool:
+
+        def close_first(descriptor: int, operation: int) -> None:
+            if operation == fcntl.LOCK_UN and not closing:
+                closing.append(pool.submit(notes.close))
+                wait([closing[0]], SHORT)
+            flock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", close_first)
+        write_note(notes, 1)
+        closing[0].result(support.PATIENCE)
+
+
+def test_closing_does_not_wait_for_ever(
+    notes: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement that does not end keeps nobody from closing; what it belongs to is left to the system."""
+    monkeypatch.setattr(database, "CLOSE_SECONDS", SHORT)
+    with ThreadPoolExecutor(1) as pool, notes.transaction():
+        notes.execute(INSERT, (1, "one"))
+        pool.submit(notes.close).result(support.PATIENCE)
+    assert notes.read(COUNT) == [[(1,)]]
+
+
+def test_the_cause_of_a_failed_read_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An I/O error in the second statement of a read is reported, not that its transaction is over."""
+    execute = store._db.execute
+
+    def fail(statement: str) -> None:
+        if "count" in statement:
+            execute("ROLLBACK")  # as SQLite does
+            raise sqlite_error(sqlite3.SQLITE_IOERR_READ)
+
+    set_hook(monkeypatch, store._db, fail)
+    with pytest.raises(StorageError, match="The disk reports an input/output error"):
+        store.list_tasks(TaskFilter(), 5, None)
+
+
+def test_an_error_names_no_table(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What SQLite says about a statement goes to the log in one line, not to the client: it may hold SQL."""
+    with outsider(tmp_path / "tasks.db", "DROP TABLE tasks"):
+        pass
+    with pytest.raises(StorageError) as refusal:
+        store.get_task("t")
+    assert "tasks" not in refusal.value.message + refusal.value.hint
+    assert capsys.readouterr().err == f"{SERVER_NAME}: {tmp_path / 'tasks.db'}: no such table: tasks\n"
+
+
 # --- A busy database ----------------------------------------------------------------------------------
 
 
@@ -390,12 +587,12 @@ def test_a_busy_database_is_a_tool_error_that_passes(store: Store, tmp_path: Pat
     workplace = Workplace(store, ())
     create = {"task_id": "t", "title": "Title", "goal": "Goal"}
     with outsider(tmp_path / "tasks.db", "BEGIN EXCLUSIVE"):
-        assert tool_error(call_tool("create_task", create, workplace)) == "busy"
-        assert tool_error(call_tool("list_tasks", {}, workplace)) == "busy"
+        assert error_code("create_task", workplace, **create) == "busy"
+        assert error_code("claim_task", workplace, agent="a", task_id="t") == "busy"
+        assert error_code("list_tasks", workplace) == "busy"
         assert store.check() is False
-    answer, is_error = call_tool("create_task", create, workplace)
-    assert (is_error, answer["version"]) == (False, 1)
-    assert call_tool("list_tasks", {}, workplace)[0]["total"] == 1
+    assert call("create_task", workplace, **create)["version"] == 1
+    assert call("list_tasks", workplace)["total"] == 1
     assert store.check() is True
 
 
@@ -478,9 +675,9 @@ def test_a_hanging_writer_costs_a_busy_and_no_more(store: Store, tmp_path: Path,
     store.create_task(NEW)
     with turn_taken(tmp_path / "tasks.db"):
         with pytest.raises(Busy):
-            store.save_checkpoint("t", "a", Report(decisions=["d"]), "call")
+            store.save_checkpoint("t", A, Report(decisions=["d"]), "call")
         assert store.get_task("t").version == 1
-    assert store.save_checkpoint("t", "a", Report(decisions=["d"]), "call")["version"] == 2
+    assert store.save_checkpoint("t", A, Report(decisions=["d"]), "call")["version"] == 2
 
 
 def test_fifty_waits_in_vain_leave_nothing_behind(
@@ -488,16 +685,104 @@ def test_fifty_waits_in_vain_leave_nothing_behind(
 ) -> None:
     """Once the turn is free again, no thread and no descriptor is left of the waits that timed out."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.005)
-    before = len(descriptors())
+    before, threads = len(descriptors()), threading.active_count()
     with turn_taken(tmp_path / "notes.db"):
         for _ in range(50):
             with pytest.raises(Busy), notes.transaction():
                 pytest.fail("the turn was taken")
-    wait_until(lambda: threading.active_count() == 1, "the waiting threads end")
+    wait_until(lambda: threading.active_count() <= threads, "the waiting threads end")
     monkeypatch.undo()
     with notes.transaction():
         notes.execute(INSERT, (1, "one"))
     wait_until(lambda: len(descriptors()) <= before, "the descriptors are closed")
+
+
+def test_waits_in_vain_do_not_add_up(
+    notes: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody keeps the turn, fifty writes that give up leave one waiting thread at the most."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.005)
+    before, threads = len(descriptors()), threading.active_count()
+    with turn_taken(tmp_path / "notes.db"):
+        for _ in range(50):
+            with pytest.raises(Busy), notes.transaction():
+                pytest.fail("the turn was taken")
+        assert threading.active_count() <= threads + 1
+        assert len(descriptors()) <= before + 2
+    wait_until(lambda: threading.active_count() == threads, "the waiting thread ends")
+    monkeypatch.undo()
+    for number in range(3):
+        with notes.transaction():
+            notes.execute(INSERT, (number, "one"))
+    assert len(descriptors()) <= before
+
+
+def test_a_wait_in_vain_is_taken_up_again(notes: Database, tmp_path: Path) -> None:
+    """A writer that comes while the thread of an earlier one still waits gets the turn that it is given."""
+    with ThreadPoolExecutor(1) as pool:
+        with turn_taken(tmp_path / "notes.db"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(database, "BUSY_SECONDS", 0.005)
+                with pytest.raises(Busy), notes.transaction():
+                    pytest.fail("the turn was taken")
+            threads = threading.active_count()
+            writing = pool.submit(write_note, notes, 1)
+            wait_until(lambda: threading.active_count() == threads + 1, "the pool has started")
+            assert not writing.done()
+        writing.result()
+    assert notes.read(COUNT) == [[(1,)]]
+
+
+def write_note(notes: Database, number: int) -> None:
+    with notes.transaction():
+        notes.execute(INSERT, (number, "note"))
+
+
+def test_closing_does_not_disturb_who_waited_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is closed while a thread still waits for the turn leaves nothing, and says nothing."""
+    opened = open_notes(tmp_path)
+    failures: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.005)
+    threads = threading.active_count()
+    with turn_taken(tmp_path / "notes.db"):
+        with pytest.raises(Busy), opened.transaction():
+            pytest.fail("the turn was taken")
+        opened.close()
+    wait_until(lambda: threading.active_count() == threads, "the waiting thread ends")
+    assert failures == []
+    monkeypatch.undo()
+    again = open_notes(tmp_path)
+    write_note(again, 1)
+    again.close()
+
+
+def test_a_writer_in_line_is_refused_when_the_database_is_closed(tmp_path: Path) -> None:
+    """Who waits for the turn of a database that is closed meanwhile is told so, and writes nothing."""
+    opened = open_notes(tmp_path)
+    threads = threading.active_count()
+    with ThreadPoolExecutor(1) as pool:
+        with turn_taken(tmp_path / "notes.db"):
+            writing = pool.submit(write_note, opened, 1)
+            wait_until(lambda: threading.active_count() == threads + 2, "the writer stands in line")
+            opened.close()
+        assert isinstance(writing.exception(support.PATIENCE), StorageError | StoreFailure | Busy)
+    again = open_notes(tmp_path)
+    assert again.read(COUNT) == [[(0,)]]
+    again.close()
+
+
+def test_reads_go_on_while_a_writer_of_this_process_waits(store: Store, tmp_path: Path) -> None:
+    """A process that keeps the turn stops the writers of a service, not its readers or its health."""
+    store.create_task(NEW)
+    threads = threading.active_count()
+    with ThreadPoolExecutor(1) as pool:
+        with turn_taken(tmp_path / "tasks.db"):
+            writing = pool.submit(store.update_task, "t", {"title": "New"}, None, "1")
+            wait_until(lambda: threading.active_count() == threads + 2, "the writer stands in line")
+            assert store.check() is True
+            assert store.get_task("t").title == "Title"
+        assert writing.result()["version"] == 2
 
 
 def test_a_turn_passes_to_whoever_waits(notes: Database, tmp_path: Path) -> None:
@@ -510,8 +795,9 @@ def test_a_turn_passes_to_whoever_waits(notes: Database, tmp_path: Path) -> None
 
     with ThreadPoolExecutor(1) as pool:
         with notes.transaction():
+            threads = threading.active_count()
             waiting = pool.submit(write)
-            wait_until(lambda: threading.active_count() == 3, "the other writer stands in line")
+            wait_until(lambda: threading.active_count() == threads + 2, "the other writer stands in line")
             notes.execute(INSERT, (0, "first"))
         waiting.result()
     assert notes.read(("SELECT note FROM notes ORDER BY id", ())) == [[("first",), ("second",)]]
@@ -542,6 +828,22 @@ def test_without_turns_the_retries_serve_alone(
         opened.close()
 
 
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_filesystem_without_flock_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Where the call is there but the filesystem refuses it, the retries serve alone."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    opened = open_notes(tmp_path)
+    write_note(opened, 1)
+    assert opened.read(COUNT) == [[(1,)]]
+    opened.close()
+
+
 # --- Commits that fail --------------------------------------------------------------------------------
 
 
@@ -553,8 +855,7 @@ class FaultyConnection(sqlite3.Connection):
 
     def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
         if statement == "COMMIT" and self.code is not None:
-            error = sqlite3.OperationalError("simulated")
-            error.sqlite_errorcode, self.code = self.code, None
+            error, self.code = sqlite_error(self.code), None
             if self.has_happened:
                 super().execute("COMMIT")
             raise error
@@ -577,11 +878,11 @@ def faulty(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 WRITES: dict[str, Callable[[Store], JsonObject]] = {
-    "save_checkpoint": lambda store: store.save_checkpoint("t", "a", Report(decisions=["d"]), "call"),
-    "handoff_task": lambda store: store.handoff_task("t", "a", "b", "why", Report(), "call"),
-    "mark_exhausted": lambda store: store.mark_exhausted("t", "a", "why", Report(files=["f"]), "call"),
+    "save_checkpoint": lambda store: store.save_checkpoint("t", A, Report(decisions=["d"]), "call"),
+    "handoff_task": lambda store: store.handoff_task("t", A, "b", "why", Report(), "call")[0],
+    "mark_exhausted": lambda store: store.mark_exhausted("t", A, "why", Report(files=["f"]), "call"),
     "update_task": lambda store: store.update_task("t", {"title": "New"}, None, "call"),
-    "attach_artifact": lambda store: store.attach_artifact("t", "name", "file", [b"bytes"], "a"),
+    "attach_artifact": lambda store: store.attach_artifact("t", "name", "file", [b"bytes"], A),
 }
 
 
@@ -617,6 +918,106 @@ def test_a_create_that_was_not_committed_is_refused(store: Store, faulty: Faulty
     with pytest.raises(NotFound):
         store.get_task("other")
     assert store.create_task(other)["version"] == 1
+
+
+@pytest.mark.parametrize("task_id", ["other", None])
+def test_a_create_whose_commit_failed_but_happened_is_acknowledged(
+    store: Store, faulty: FaultyConnection, task_id: str | None
+) -> None:
+    """The outcome of a failed COMMIT is read back for a new task too, whoever chose its id."""
+    faulty.fail(sqlite3.SQLITE_FULL, has_happened=True)
+    answer = store.create_task(NEW.model_copy(update={"task_id": task_id, "title": "Other"}))
+    assert store.get_task(answer["task_id"]).version == answer["version"] == 1
+
+
+def test_a_claim_whose_commit_failed_but_happened_is_acknowledged(
+    store: Store, faulty: FaultyConnection
+) -> None:
+    """A claim that took place is not said to have changed nothing."""
+    faulty.fail(sqlite3.SQLITE_FULL, has_happened=True)
+    claim = store.claim_task(A, None, ClaimFilter())
+    assert claim is not None
+    assert (claim.task.current_owner, claim.task.version) == ("a", 2)
+    assert store.get_task("t") == claim.task
+
+
+def test_a_claim_that_was_not_committed_is_refused(store: Store, faulty: FaultyConnection) -> None:
+    """A claim whose COMMIT failed leaves the task where it was, for whoever comes next."""
+    faulty.fail(sqlite3.SQLITE_FULL, has_happened=False)
+    with pytest.raises(StorageError, match="The disk is full"):
+        store.claim_task(A, "t", ClaimFilter())
+    assert (store.get_task("t").current_owner, store.get_task("t").version) == (None, 1)
+    claim = store.claim_task(Caller("b", None), None, ClaimFilter())
+    assert claim is not None
+    assert claim.task.current_owner == "b"
+
+
+def test_reading_back_waits_for_a_busy_database(
+    store: Store, faulty: FaultyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that is locked while a COMMIT is read back is waited for: `busy` would be a lie."""
+    refusals: list[str] = []
+
+    def busy_once(statement: str) -> None:
+        if statement.startswith("SELECT last_call") and not refusals:
+            refusals.append(statement)
+            raise sqlite_error(sqlite3.SQLITE_BUSY)
+
+    set_hook(monkeypatch, store._db, busy_once)
+    faulty.fail(sqlite3.SQLITE_FULL, has_happened=True)
+    assert WRITES["save_checkpoint"](store)["version"] == 2
+    assert len(refusals) == 1
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "INSERT", "UPDATE"])
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC])
+def test_an_fsync_that_fails_before_the_commit_ends_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch, statement: str, code: int
+) -> None:
+    """SQLite also syncs when it rolls back a hot journal or its cache spills: that is as bad as in COMMIT."""
+    store.create_task(NEW)
+
+    def fail(executed: str) -> None:
+        if executed.startswith(statement):
+            raise sqlite_error(code)
+
+    with monkeypatch.context() as patch:
+        set_hook(patch, store._db, fail)
+        with pytest.raises(StoreFailure):
+            WRITES["save_checkpoint"](store)
+    with pytest.raises(StoreFailure):
+        store.get_task("t")
+
+
+def test_an_fsync_that_fails_in_a_read_ends_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader rolls back the hot journal of a writer that crashed, and syncs what it writes."""
+
+    def fail(executed: str) -> None:
+        raise sqlite_error(sqlite3.SQLITE_IOERR_FSYNC)
+
+    with monkeypatch.context() as patch:
+        set_hook(patch, store._db, fail)
+        with pytest.raises(StoreFailure):
+            store.get_task("t")
+    with pytest.raises(StoreFailure):
+        store.check()
+
+
+def test_nothing_is_acknowledged_after_the_store_has_failed(store: Store, faulty: FaultyConnection) -> None:
+    """Other threads of a service, which wait for their turn meanwhile, are not answered any more."""
+    faulty.fail(sqlite3.SQLITE_IOERR_FSYNC, has_happened=False)
+    with pytest.raises(StoreFailure):
+        WRITES["save_checkpoint"](store)
+    calls: list[Callable[[], Any]] = [
+        lambda: store.create_task(NEW.model_copy(update={"task_id": "later"})),
+        lambda: store.claim_task(A, None, ClaimFilter()),
+        lambda: store.get_task("t"),
+        lambda: store.list_tasks(TaskFilter(), 1, None),
+        lambda: store.check(),
+    ]
+    for call in calls:
+        with pytest.raises(StoreFailure):
+            call()
 
 
 @pytest.mark.parametrize("has_happened", [True, False])
@@ -675,7 +1076,7 @@ def test_an_io_error_in_a_commit_ends_a_stdio_server(tmp_path: Path) -> None:
         assert server.process.stdout.read() == b""
         assert server.process.wait(support.PATIENCE) == 1
         assert server.stderr().startswith(f"{SERVER_NAME}: ")
-        assert "input/output error in a commit" in server.stderr()
+        assert "input/output error (disk I/O error)" in server.stderr()
         assert server.stderr().count("\n") == 1
     with stdio(tmp_path) as server:
         assert server.call("get_task", task_id="t")["version"] == 1
@@ -692,7 +1093,7 @@ def test_an_io_error_in_a_commit_ends_the_http_service(tmp_path: Path) -> None:
         assert server.process.wait(support.PATIENCE) == 1
         lines = server.stderr().splitlines()
         assert len(lines) == 2
-        assert "input/output error in a commit" in lines[1]
+        assert "input/output error (disk I/O error)" in lines[1]
     with stdio(tmp_path) as one:
         assert one.call("get_task", task_id="t")["version"] == 1
 
@@ -768,7 +1169,7 @@ def placed_in(folder: Path) -> dict[str, Any]:
 SMALL_DISK_SERVER = """
 import os, sys
 namespace = "-m" if os.geteuid() == 0 else "-rm"
-mount = 'mount -t tmpfs -o size=640k tmpfs "$0" && head -c 196608 /dev/zero > "$0/ballast" && exec "$@"'
+mount = 'mount -t tmpfs -o size=768k tmpfs "$0" && head -c 262144 /dev/zero > "$0/ballast" && exec "$@"'
 command = ["unshare", namespace, "sh", "-c", mount, {disk}, sys.executable, {server}, *sys.argv[1:]]
 os.execvp(command[0], command)
 """
@@ -776,6 +1177,8 @@ os.execvp(command[0], command)
 
 def test_a_full_disk_costs_no_data(tmp_path: Path) -> None:
     """A full disk refuses writes with `storage_error` and undoes them; once there is space, they succeed."""
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare to mount a small disk with")
     disk = tmp_path / "disk"
     disk.mkdir()
     with server_script(tmp_path, SMALL_DISK_SERVER, disk=str(disk)):
@@ -801,7 +1204,8 @@ def test_a_full_disk_costs_no_data(tmp_path: Path) -> None:
         assert server.call("get_task", task_id="t")["decisions"] == [*kept, "last"]
         shutil.copy(inside / "tasks.db", tmp_path / "copy.db")
         assert server.close() == 0
-        assert server.stderr() == ""
+        refusal = f"{SERVER_NAME}: {disk / 'tasks.db'}: database or disk is full"
+        assert set(server.stderr().splitlines()) == {refusal}
     assert integrity(tmp_path / "copy.db") == "ok"
 
 
@@ -832,7 +1236,8 @@ def fill(server: StdioClient, ballast: Path) -> list[str]:
 
 def test_nobody_but_sqlite_opens_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attaching the database or a file beside it is refused before it is opened, by whatever name."""
-    store, opened = open_store(tmp_path), []
+    store, opened = open_store(tmp_path), list[str]()
+    workplace = Workplace(store, (str(tmp_path),))
     open_file = os.open
 
     def recorded(path: str, *arguments: Any, **options: Any) -> int:
@@ -846,15 +1251,24 @@ def test_nobody_but_sqlite_opens_the_database(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "open", recorded)
     own = ["tasks.db", "tasks.db-journal", "tasks.db.lock", "symbolic", "hard"]
     for name in own:
-        call = {"task_id": "t", "name": name, "path": str(tmp_path / name)}
-        assert (
-            tool_error(call_tool("attach_artifact", call, Workplace(store, (str(tmp_path),))))
-            == "invalid_arguments"
-        )
+        own_file = {"task_id": "t", "name": name, "path": str(tmp_path / name)}
+        assert error_code("attach_artifact", workplace, **own_file) == "invalid_arguments"
     assert opened == []
-    call = {"task_id": "t", "name": "allowed", "path": str(tmp_path / "allowed")}
-    assert call_tool("attach_artifact", call, Workplace(store, (str(tmp_path),)))[1] is False
+    call("attach_artifact", workplace, task_id="t", name="allowed", path=str(tmp_path / "allowed"))
     assert str(tmp_path / "allowed") in opened
+    store.close()
+
+
+def test_the_journal_of_a_linked_database_is_an_own_file(tmp_path: Path) -> None:
+    """The journal lies beside the file that a symbolic link leads to: attaching that one is refused."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "tasks.db").symlink_to(tmp_path / "real" / "tasks.db")
+    store = open_store(tmp_path)
+    workplace = Workplace(store, (str(tmp_path),))
+    store.create_task(NEW)
+    for suffix in ("", "-journal", ".lock"):
+        own_file = {"task_id": "t", "name": "n", "path": str(tmp_path / "real" / f"tasks.db{suffix}")}
+        assert error_code("attach_artifact", workplace, **own_file) == "invalid_arguments"
     store.close()
 
 
@@ -865,6 +1279,7 @@ def test_the_server_has_one_descriptor_on_the_database(tmp_path: Path) -> None:
         if not folder.is_dir():
             pytest.skip("there is no /proc here to list descriptors")
         server.call("create_task", task_id="t", title="Title", goal="Goal")
+        server.call("save_checkpoint", task_id="t", agent="a", files=["first"])  # opens the session's lock
         before = sorted(os.readlink(link) for link in folder.iterdir())
         for name in ("tasks.db", "tasks.db-journal", "tasks.db.lock"):
             refusal = server.refusal("attach_artifact", task_id="t", name="n", path=str(tmp_path / name))

@@ -674,3 +674,162 @@ def test_a_request_that_takes_too_long_does_not_hold_the_end_up(tmp_path: Path) 
             assert server.terminate(ENDED_IN) == 0
             assert statuses(receive_all(busy)) == []
         assert server.stderr().count("\n") == 1
+
+
+# --- Under pressure -----------------------------------------------------------------------------------
+
+
+def test_an_answer_belongs_to_its_request(tmp_path: Path) -> None:
+    """A large answer that the loop finishes sending does not end, or overtake, the request behind it."""
+    # The worker is held up where the system may hold it up: between sending and looking what is left.
+    held_up = """
+import http_sockets, http_transport, threading, time
+send, health = http_sockets.HttpService._send, http_transport.HttpTransport._health
+def send_and_pause(self, connection, data):
+    send(self, connection, data)
+    if threading.current_thread().name.startswith("worker"):
+        time.sleep(0.1)
+def slow_health(self):
+    time.sleep(0.5)
+    return health(self)
+http_sockets.HttpService._send, http_transport.HttpTransport._health = send_and_pause, slow_health
+"""
+    with HttpServer(tmp_path, prelude=held_up) as server, sse(server) as client:
+        large = post(client.endpoint, message("ping", "x" * 7_000_000).replace(b'"2.0"', b'"1.0"'))
+        assert statuses(server.raw(large + LAST_HEALTH)) == [400, 200]
+
+
+def test_what_is_sent_ahead_does_not_cut_an_answer_off(tmp_path: Path) -> None:
+    """The time for a request to arrive does not run while the one before it is being answered."""
+    tight = "import config\nconfig.REQUEST_SECONDS = 0.2\n"
+    with HttpServer(tmp_path, prelude=tight) as server, sse(server) as client, connect(server) as busy:
+        usual = thread_count(server)
+        with held_database(tmp_path):
+            busy.sendall(post(client.endpoint, create_task("t1")))
+            wait_until(lambda: thread_count(server) > usual, "the call waits for its turn")
+            busy.sendall(HEALTH[:5])
+            assert not select.select([busy], [], [], 2.0)[0], "the connection was closed"
+        assert busy.recv(1000).startswith(b"HTTP/1.1 202 ")
+
+
+def test_a_half_close_leaves_all_requests_their_answers(tmp_path: Path) -> None:
+    """A client that sends three requests and then says that it will send no more gets three answers."""
+    with HttpServer(tmp_path) as server, connect(server) as connection:
+        connection.sendall(HEALTH * 3)
+        connection.shutdown(socket.SHUT_WR)
+        assert statuses(receive_all(connection)) == [200, 200, 200]
+
+
+def test_the_answer_to_head_has_no_body(tmp_path: Path) -> None:
+    """HEAD is answered by a head (RFC 9110, 9.3.2), and /health can be asked with it."""
+    with HttpServer(tmp_path) as server:
+        for path, status in (b"/health", 200), (b"/sse", 405), (b"/nothing", 404):
+            request = LAST_HEALTH.replace(b"GET /health", b"HEAD " + path)
+            received = server.raw(request)
+            assert received.endswith(b"\r\n\r\n")
+            assert int(received.split()[1]) == status
+
+
+@pytest.mark.parametrize(
+    "host", ["[::1]evil.com", "evil.com[::1]", "[::1].evil.com:80", "x[::1]:80", "localhost:"]
+)
+def test_a_host_is_parsed_to_its_end(tmp_path: Path, host: str) -> None:
+    """What is no host and port as a whole is refused, whatever part of it looks local."""
+    with HttpServer(tmp_path) as server:
+        assert server.request("GET", "/health", headers={"Host": host})[0] in (400, 403)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://[::1]evil.com",
+        "http://evil.com[::1]",
+        "http://loc\talhost",
+        "http://localhost#",
+        "http://localhost?",
+        "http://localhost:",
+    ],
+)
+def test_an_origin_is_parsed_to_its_end(tmp_path: Path, origin: str) -> None:
+    """What is no origin as a whole is refused, whatever part of it looks local."""
+    with HttpServer(tmp_path) as server:
+        assert server.request("GET", "/health", headers={"Origin": origin})[0] == 403
+
+
+def test_health_answers_while_all_workers_wait(tmp_path: Path) -> None:
+    """/health says within a few seconds that the database is out of reach, however many calls wait for it."""
+    with HttpServer(tmp_path) as server, sse(server) as client, contextlib.ExitStack() as ends:
+        usual = thread_count(server)
+        with held_database(tmp_path):
+            for number in range(9):
+                ends.enter_context(connect(server)).sendall(post(client.endpoint, create_task(f"t{number}")))
+            wait_until(lambda: thread_count(server) > usual, "a call waits for its turn")
+            with connect(server) as asking:
+                asking.sendall(LAST_HEALTH)
+                assert select.select([asking], [], [], 6.0)[0], "no answer in 6 s"
+                assert statuses(receive_all(asking)) == [503]
+
+
+def test_a_call_whose_client_has_gone_does_not_hold_the_end_up(tmp_path: Path) -> None:
+    """SIGTERM ends the service within five seconds, also when a call waits that nobody waits for any more."""
+    with HttpServer(tmp_path) as server, sse(server) as client:
+        usual = thread_count(server)
+        with held_database(tmp_path):
+            busy = connect(server)
+            busy.sendall(post(client.endpoint, create_task("t1")))
+            wait_until(lambda: thread_count(server) > usual, "the call waits for its turn")
+            held = connections(server)
+            busy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            busy.close()
+            wait_until(lambda: connections(server) < held, "the service sees the reset")
+            assert server.terminate(5.0) == 0
+
+
+def test_idle_connections_do_not_take_the_stores_descriptors(tmp_path: Path) -> None:
+    """When clients take all the descriptors they may, tasks can still be written and /health is well."""
+    few = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+    with HttpServer(tmp_path, prelude=few) as server, sse(server) as client, contextlib.ExitStack() as ends:
+        own = connect(server)
+        own.sendall(HEALTH)
+        assert own.recv(1000).endswith(HEALTHY)
+        for _ in range(150):
+            ends.enter_context(connect(server))
+        own.sendall(post(client.endpoint, create_task("t1")))
+        assert own.recv(1000).startswith(b"HTTP/1.1 202 ")
+        assert json.loads(client.event()[1])["result"]["isError"] is False
+        own.close()
+
+
+def test_a_service_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
+    """A debug log that cannot be written ends no worker and costs no answer."""
+    read_end, write_end = os.pipe()
+    service = subprocess.Popen(
+        [sys.executable, str(SERVER), "--http", "--port", "0"],
+        stdin=subprocess.DEVNULL, stderr=write_end, env=environment(tmp_path, MCP_DEBUG="1"),
+    )  # fmt: skip
+    os.close(write_end)
+    try:
+        said = b""
+        while not said.endswith(b"\n"):
+            said += os.read(read_end, 1000)
+        os.close(read_end)
+        server = HttpServer.__new__(HttpServer)
+        server.port = int(said.rpartition(b":")[2])
+        client = SseClient(server)
+        for _ in range(12):
+            assert client.request("ping")["result"] == {}
+        client.close()
+    finally:
+        service.kill()
+        service.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_full_service_says_so_to_clients_that_are_sending(tmp_path: Path, size: int) -> None:
+    """The 503 of a full service arrives, and is not lost to a reset, however much the client was sending."""
+    one = "import config\nconfig.CONNECTIONS = 1\n"
+    with HttpServer(tmp_path, prelude=one) as server, connect(server) as only:
+        only.sendall(HEALTH)
+        assert only.recv(1000).endswith(HEALTHY)
+        for _ in range(100):
+            assert server.request("POST", "/message", b"x" * size)[0] == 503

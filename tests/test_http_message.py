@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 
 import pytest
@@ -289,3 +290,23 @@ def test_a_stream_has_no_length() -> None:
     assert lines[0] == "HTTP/1.1 200 OK"
     assert {"Content-Type: text/event-stream", "Cache-Control: no-cache", "Connection: close"} <= set(lines)
     assert not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in lines)
+
+
+def test_no_header_takes_long_to_refuse() -> None:
+    """The longest permitted header is judged in linear time: one thread reads for all clients."""
+    start = b"GET / HTTP/1.1\r\nHost: a\r\nX:"
+    request = start + b" " * (HEADER_BYTES - len(start) - 10) + b"\x01\r\n\r\n"
+    started = time.process_time()
+    with pytest.raises(HttpError):
+        take_head(bytearray(request))
+    assert time.process_time() - started < 0.2
+
+
+def test_empty_lines_before_a_request_are_the_same_however_they_arrive() -> None:
+    """Two empty lines are judged alike, byte by byte and at once."""
+    request = b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    growing, found = bytearray(), None
+    for byte in request:
+        growing.append(byte)
+        found = found or take_head(growing)
+    assert take_head(bytearray(request)) == found

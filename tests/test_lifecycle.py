@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 import lifecycle
 from config import HANDOFFS_KEPT, MERGED_LIST_ENTRIES
 from errors import Conflict, InvalidState, NotOwner, TooLarge
-from lifecycle import agent_key, merge, step_key
-from models import Handoff, Progress, Report, Status, Task, TestRun, TestStatus
+from lifecycle import agent_key, merge, step_key, step_warnings
+from models import (
+    ClaimKind,
+    Handoff,
+    OwnerState,
+    Progress,
+    Report,
+    Status,
+    Task,
+    TestRun,
+    TestStatus,
+)
 
 NOW = "2031-01-01T00:00:00.000Z"
 NOTHING = Report()
@@ -50,7 +60,7 @@ def exhaust(task: Task, agent: str) -> Task:
 
 every_action = pytest.mark.parametrize("action", [checkpoint, handoff, exhaust])
 
-# --- What a checkpoint merges ---------------------------------------------------------------------------
+# --- What a checkpoint merges -------------------------------------------------------------------------
 
 # Few and similar words, so that repeats and near repeats are frequent.
 steps = st.lists(st.sampled_from(["a", "A", " a ", "a.", "b", "b c", "B  C!", "d", "…"]), max_size=6)
@@ -75,6 +85,7 @@ reports = st.builds(
     decisions=st.none() | steps,
     dead_ends=st.none() | steps,
     files=st.none() | steps,
+    dropped_steps=st.none() | steps,
 )
 thoroughly = settings(max_examples=200, deadline=None)
 
@@ -99,8 +110,39 @@ def test_what_is_reported_as_completed_is_kept_and_no_longer_remains(
     merged = merge(progress, report)
     said = report.completed_steps or []
     assert set(said) <= set(merged.completed_steps)
-    keys = {step_key(step) for step in said}
-    assert not [step for step in merged.remaining_steps if step_key(step) in keys]
+    assert not keys(said) & keys(merged.remaining_steps)
+
+
+@thoroughly
+@given(progresses, reports)
+def test_what_was_completed_stays_unless_it_is_sent_as_remaining(progress: Progress, report: Report) -> None:
+    """Completed steps keep their order, gain what is new, and lose only what is now sent as remaining."""
+    merged = merge(progress, report)
+    said = report.completed_steps or []
+    again = keys(report.remaining_steps or []) - keys(said) - keys(report.dropped_steps or [])
+    all_of_them = list(dict.fromkeys([*progress.completed_steps, *said]))
+    assert merged.completed_steps == [step for step in all_of_them if step_key(step) not in again]
+
+
+@thoroughly
+@given(progresses, reports)
+def test_every_step_is_accounted_for_or_warned_of(progress: Progress, report: Report) -> None:
+    """A step that remained is completed, remains, was dropped, or is told to have vanished."""
+    before = a_task(**dict(progress))
+    after = lifecycle.checkpoint(before, "Alice", report)
+    accounted = keys(after.completed_steps) | keys(after.remaining_steps) | keys(report.dropped_steps or [])
+    vanished = [step for step in before.remaining_steps if step_key(step) not in accounted]
+    returned = [step for step in before.completed_steps if step_key(step) in keys(after.remaining_steps)]
+    told = step_warnings(before, after, report)
+    assert [warning.partition(" ")[0] for warning in told] == [
+        str(len(steps)) for steps in (vanished, returned) if steps
+    ]
+    for step in [*vanished, *returned]:
+        assert f'"{step}"' in "".join(told) or len(vanished) > 5 or len(returned) > 5
+
+
+def keys(steps_of: list[str]) -> set[str]:
+    return {step_key(step) for step in steps_of}
 
 
 @thoroughly
@@ -108,9 +150,9 @@ def test_what_is_reported_as_completed_is_kept_and_no_longer_remains(
 def test_the_present_is_replaced(progress: Progress, report: Report) -> None:
     """Remaining steps, resume prompt and test results are the new ones where given, else the old ones."""
     merged = merge(progress, report)
-    completed = {step_key(step) for step in report.completed_steps or []}
+    gone = keys(report.completed_steps or []) | keys(report.dropped_steps or [])
     wanted = progress.remaining_steps if report.remaining_steps is None else report.remaining_steps
-    assert merged.remaining_steps == [step for step in wanted if step_key(step) not in completed]
+    assert merged.remaining_steps == [step for step in wanted if step_key(step) not in gone]
     for name in ("resume_prompt", "test_results"):
         said = getattr(report, name)
         assert getattr(merged, name) == (getattr(progress, name) if said is None else said)
@@ -170,24 +212,57 @@ def test_a_merged_list_is_full_at_its_limit(name: str) -> None:
     ],
 )
 def test_a_completed_step_leaves_remaining(completed: str, remaining: str) -> None:
-    """Case, blanks and final punctuation do not keep a completed step among the remaining ones."""
+    """Case, blanks and final punctuation keep no completed or dropped step among the remaining ones."""
     known = Progress(remaining_steps=["before", remaining, "after"])
     assert merge(known, Report(completed_steps=[completed])).remaining_steps == ["before", "after"]
+    assert merge(known, Report(dropped_steps=[completed])).remaining_steps == ["before", "after"]
+    again = merge(Progress(completed_steps=["before", completed]), Report(remaining_steps=[remaining]))
+    assert (again.completed_steps, again.remaining_steps) == (["before"], [remaining])
 
 
 @pytest.mark.parametrize(
     "other", ["write the test", "writethe tests", "write the tests (2)", "re-write the tests"]
 )
 def test_a_step_with_other_words_remains(other: str) -> None:
-    """A step that only resembles the completed one stays."""
-    merged = merge(Progress(remaining_steps=[other]), Report(completed_steps=["write the tests"]))
-    assert merged.remaining_steps == [other]
+    """A step that only resembles the completed, dropped or remaining one stays where it is."""
+    for report in (Report(completed_steps=["write the tests"]), Report(dropped_steps=["write the tests"])):
+        assert merge(Progress(remaining_steps=[other]), report).remaining_steps == [other]
+    again = merge(Progress(completed_steps=[other]), Report(remaining_steps=["write the tests"]))
+    assert again.completed_steps == [other]
 
 
 def test_completed_wins_within_one_report() -> None:
     """A step named both completed and remaining in one call is completed."""
     merged = merge(Progress(), Report(completed_steps=["a"], remaining_steps=["A.", "b"]))
     assert (merged.completed_steps, merged.remaining_steps) == (["a"], ["b"])
+
+
+def test_a_completed_step_that_is_sent_as_remaining_leaves_completed() -> None:
+    """The newer word counts: what is planned again is no longer done, and everything else stays done."""
+    known = Progress(completed_steps=["a", "b"], remaining_steps=["c"])
+    merged = merge(known, Report(remaining_steps=["A", "c"]))
+    assert (merged.completed_steps, merged.remaining_steps) == (["b"], ["A", "c"])
+
+
+def test_a_step_that_is_dropped_no_longer_remains() -> None:
+    """A dropped step leaves remaining, whether the list is sent anew or left out; completed is untouched."""
+    known = Progress(completed_steps=["d"], remaining_steps=["a", "b"])
+    for remaining in (None, ["a", "b"]):
+        merged = merge(known, Report(dropped_steps=["B.", "D"], remaining_steps=remaining))
+        assert (merged.completed_steps, merged.remaining_steps) == (["d"], ["a"])
+
+
+def test_a_completed_step_is_not_lost_by_being_dropped() -> None:
+    """Within one call a step that is sent both as remaining and as dropped does not undo its completion."""
+    known = Progress(completed_steps=["a"], remaining_steps=["b"])
+    merged = merge(known, Report(remaining_steps=["a", "b"], dropped_steps=["a"]))
+    assert (merged.completed_steps, merged.remaining_steps) == (["a"], ["b"])
+
+
+def test_a_field_left_out_stays_with_its_repeats() -> None:
+    """A list that update_task set with repeats is not touched by a report that does not name it."""
+    known = Progress(completed_steps=["a", "a"], remaining_steps=["b", "b"], decisions=["c", "c"])
+    assert merge(known, NOTHING) == known
 
 
 @pytest.mark.parametrize(("one", "other"), [("Claude", " claude\t"), ("ÄGYPTEN", "ägypten"), ("any", "ANY ")])
@@ -201,7 +276,143 @@ def test_blanks_inside_a_name_matter() -> None:
     assert agent_key("agent 1") != agent_key("agent1")
 
 
-# --- Who may write --------------------------------------------------------------------------------------
+# --- Step conservation --------------------------------------------------------------------------------
+
+
+def warned(before: dict[str, list[str]], **said: list[str]) -> list[str]:
+    """Return what a checkpoint that says `said` is told, on a task that knew `before`."""
+    task, report = a_task(**before), Report.model_validate(said)
+    return step_warnings(task, lifecycle.checkpoint(task, "Alice", report), report)
+
+
+KNOWN = {"remaining_steps": ["one", "two", "three"], "completed_steps": ["zero"]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"remaining_steps": ["one", "two", "three"]},
+        {"remaining_steps": ["three", "two", "one", "four"]},
+        {"remaining_steps": [" ONE. ", "Two!", "three..."]},
+        {"remaining_steps": ["two"], "completed_steps": ["One"], "dropped_steps": ["three."]},
+        {"remaining_steps": [], "dropped_steps": ["one", "two", "three"]},
+        {"completed_steps": ["one", "two", "three"]},
+        {"dropped_steps": ["nobody ever planned this"]},
+        {"completed_steps": ["zero"]},
+    ],
+    ids=str,
+)
+def test_steps_that_are_accounted_for_need_no_warning(said: dict[str, list[str]]) -> None:
+    """A step that is completed, still remains or is named as dropped has not vanished, however spelled."""
+    assert warned(KNOWN, **said) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "vanished"),
+    [
+        ({"remaining_steps": []}, ["one", "two", "three"]),
+        ({"remaining_steps": ["one"]}, ["two", "three"]),
+        ({"remaining_steps": ["one", "two thirds", "three"]}, ["two"]),
+        ({"remaining_steps": [], "completed_steps": ["one"], "dropped_steps": ["two"]}, ["three"]),
+        ({"remaining_steps": ["four"], "decisions": ["one", "two", "three"]}, ["one", "two", "three"]),
+    ],
+    ids=str,
+)
+def test_a_step_that_vanished_is_told(said: dict[str, list[str]], vanished: list[str]) -> None:
+    """What remained and is nowhere any more is named, with the three ways to account for it."""
+    (warning,) = warned(KNOWN, **said)
+    steps_said = "1 step" if len(vanished) == 1 else f"{len(vanished)} steps"
+    named = "; ".join(f'"{step}"' for step in vanished)
+    assert warning == (
+        f"{steps_said} vanished from remaining_steps: {named}. Report each as completed, remaining, "
+        "or in dropped_steps."
+    )
+
+
+def test_a_step_that_came_back_is_told() -> None:
+    """A completed step that remains again is named as it was completed, beside what vanished."""
+    assert warned(KNOWN, remaining_steps=["one", "two", "three", " ZERO. "]) == [
+        '1 step had been completed and remain again: "zero".'
+    ]
+    vanished, returned = warned(KNOWN, remaining_steps=["zero", "one", "two"])
+    assert '"three"' in vanished
+    assert '"zero"' in returned
+
+
+def test_a_warning_is_short() -> None:
+    """Five steps are named, each cut at a hundred characters; the others are counted."""
+    planned = {"remaining_steps": [f"{number} " + "x" * 200 for number in range(6)]}
+    (warning,) = warned(planned, remaining_steps=[])
+    assert warning.startswith("6 steps vanished")
+    assert warning.count("x" * 98 + "...") == 5
+    assert "; and 1 more" in warning
+    assert len(warning) < 800
+
+
+# --- Who may claim ------------------------------------------------------------------------------------
+
+AT_WORK = a_task(status=Status.IN_PROGRESS, current_owner="Bob")
+
+
+@pytest.mark.parametrize(
+    ("task", "owner_state", "how", "sender"),
+    [
+        (a_task(), None, ClaimKind.OPEN, None),
+        (a_task(current_owner=" ALICE"), None, ClaimKind.OPEN, None),
+        (a_task(status=Status.IN_PROGRESS), None, ClaimKind.OPEN, None),
+        (handed_over("Bob", "alice"), None, ClaimKind.HANDOFF, "Bob"),
+        (handed_over("Bob", "any"), None, ClaimKind.HANDOFF, "Bob"),
+        (a_task(status=Status.AGENT_EXHAUSTED), None, ClaimKind.EXHAUSTED, None),
+        (lifecycle.exhaust(AT_WORK, "Bob", "r", NOTHING, NOW), None, ClaimKind.EXHAUSTED, "Bob"),
+        (AT_WORK, OwnerState.GONE, ClaimKind.GONE, "Bob"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_free_task_is_claimed(
+    task: Task, owner_state: OwnerState | None, how: ClaimKind, sender: str | None
+) -> None:
+    """What is nobody's, mine, for me, for anyone, or a dead agent's can be had, and how it came is told."""
+    taken, kind, origin = lifecycle.claim(task, "Alice", owner_state)
+    assert (kind, origin) == (how, sender)
+    changed = {"status": Status.IN_PROGRESS, "current_owner": "Alice"}
+    assert taken == task.model_copy(update=changed)
+
+
+@pytest.mark.parametrize("state", [None, *OwnerState])
+def test_ones_own_task_is_claimed_without_a_change(state: OwnerState | None) -> None:
+    """Claiming what is mine already is fine, whatever became of the session that it was worked on in."""
+    mine = a_task(status=Status.IN_PROGRESS, current_owner="alice ")
+    assert lifecycle.claim(mine, "Alice", state) == (mine, ClaimKind.MINE, None)
+
+
+@pytest.mark.parametrize(
+    ("task", "owner_state"),
+    [
+        (AT_WORK, OwnerState.LIVE),
+        (AT_WORK, OwnerState.UNKNOWN),
+        (AT_WORK, None),
+        (a_task(current_owner="Bob"), None),
+        (handed_over("Alice", "Bob"), None),
+        (handed_over("Carol", "Bob"), OwnerState.GONE),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_task_of_another_is_not_claimed(task: Task, owner_state: OwnerState | None) -> None:
+    """Only a dead owner at work loses a task; what waits for another by name is that agent's."""
+    with pytest.raises(NotOwner) as refusal:
+        lifecycle.claim(task, "Alice", owner_state)
+    assert "'Bob'" in refusal.value.message
+
+
+@pytest.mark.parametrize("owner", [None, "Alice", "Bob"])
+def test_a_done_task_is_not_claimed(owner: str | None) -> None:
+    """What is done is nobody's to take, not even its last owner's."""
+    with pytest.raises(InvalidState):
+        lifecycle.claim(a_task(status=Status.DONE, current_owner=owner), "Alice", OwnerState.GONE)
+
+
+# --- Who may write ------------------------------------------------------------------------------------
 
 
 @every_action
@@ -282,7 +493,7 @@ def test_no_hint_spells_out_an_override(action: Action, task: Task) -> None:
     assert "current_owner" not in refusal.value.message + refusal.value.hint
 
 
-# --- What a call makes of a task ------------------------------------------------------------------------
+# --- What a call makes of a task ----------------------------------------------------------------------
 
 
 def test_a_checkpoint_takes_the_task() -> None:
@@ -332,7 +543,7 @@ def test_a_rule_leaves_the_task_it_was_given(action: Action) -> None:
     assert task == before
 
 
-# --- update_task ----------------------------------------------------------------------------------------
+# --- update_task --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("after", list(Status))

@@ -75,13 +75,19 @@ def read_database(folder: Path) -> Database:
     )
 
 
+def changes_of(found: Database, task_id: str) -> list[JsonObject]:
+    """Return the events that changed a task: the end of a session does not."""
+    return [event for event in found.events[task_id] if event["what"] != "session_ended"]
+
+
 def audit(folder: Path, acknowledged: list[Acknowledged]) -> Database:
     """Check that what is stored is consistent, and that all that was acknowledged is there."""
     found = read_database(folder)
     assert set(found.events) == set(found.tasks)
     for task_id, task in found.tasks.items():
-        events = found.events[task_id]
+        events = changes_of(found, task_id)
         assert [event["version"] for event in events] == list(range(1, task["version"] + 1))
+        assert task["born"] == events[0]["event_id"]
         assert task["changed"] == events[-1]["event_id"]
         numbers = [number for of_task, number in found.checkpoints if of_task == task_id]
         assert sorted(numbers) == list(range(1, len(numbers) + 1))
@@ -93,7 +99,7 @@ def audit(folder: Path, acknowledged: list[Acknowledged]) -> Database:
             assert len(content) == artifact["size"]
     for write, answer in acknowledged:
         task_id = write.arguments["task_id"]
-        event = found.events[task_id][answer["version"] - 1]
+        event = changes_of(found, task_id)[answer["version"] - 1]
         assert (event["what"], event["at"]) == (EVENTS[write.tool], answer["updated_at"])
         if "checkpoint" in answer:
             checkpoint = found.checkpoints[task_id, answer["checkpoint"]]
@@ -206,11 +212,7 @@ def test_an_expected_version_is_taken_once(eight: list[StdioClient]) -> None:
 
 
 def test_one_process_gets_the_task(eight: list[StdioClient]) -> None:
-    """Of eight agents that take a task at once, exactly one has it; the others are told who.
-
-    They take it with a checkpoint when it is new, with a checkpoint when it is handed to any, and with a
-    handoff when it was given up.
-    """
+    """Of eight agents that take a new, handed on or given up task at once, one has it and all are told."""
     for number in range(5):
         task_id = f"taken-{number}"
         eight[0].call("create_task", task_id=task_id, title="Title", goal="Goal")
@@ -333,33 +335,79 @@ def written_until_killed(client: StdioClient, writes: list[Write]) -> list[Ackno
     ]
 
 
-def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path) -> None:
-    """Twelve times, two of three servers are killed in the middle of writing: nothing acknowledged is lost.
+POOL = 4  # tasks that the servers of one round compete for
 
-    The third one goes on at once, and the calls that got no answer can be sent to it, whether or not they
-    were carried out.
-    """
+
+def with_claims(life: list[Write], agent: str, tag: str) -> list[Write]:
+    """Have an agent claim tasks between the first writes of a life, more of them than there are."""
+    claims = [Write("claim_task", {"agent": agent, "tag": tag})] * (2 * POOL)
+    head = [one for pair in zip(life[1:], claims, strict=False) for one in pair]
+    return [life[0], *head, *life[1 + len(claims) :]]
+
+
+def claimed_in(acknowledged: list[Acknowledged]) -> list[str]:
+    """Return the tasks that the claims among some calls were told they have."""
+    answers = [answer for write, answer in acknowledged if write.tool == "claim_task"]
+    return [answer["task"]["task_id"] for answer in answers if answer["task"] is not None]
+
+
+def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path) -> None:
+    """Two of three servers are killed while they write and claim, twelve times: nothing told is lost."""
     chance = random.Random(2)
-    unanswered: list[Write] = []
     with stdio(tmp_path) as survivor:
         acknowledged = write_all(survivor, life_of("shared", 0))
         for number in range(12):
-            lives = [list(life_of(f"task-{number}-{n}", 40)) for n in range(2)]
+            tag, agents = f"round-{number}", [f"agent-{number}-{n}" for n in range(2)]
+            pool_ids = [f"pool-{number}-{n}" for n in range(POOL)]
+            for task_id in pool_ids:
+                survivor.call("create_task", task_id=task_id, title=task_id, goal="Goal", tags=[tag])
+            lives = [with_claims(list(life_of(f"task-{number}-{n}", 40)), agents[n], tag) for n in range(2)]
             with stdio(tmp_path) as first, stdio(tmp_path) as second, ThreadPoolExecutor(2) as pool:
                 found = pool.map(written_until_killed, (first, second), lives)
                 acknowledged += write_all(survivor, renames("shared", f"{number}", chance.randrange(1, 20)))
                 for killed in (first, second):
                     killed.kill()
                 by_server = list(found)
-            acknowledged += [one for of_server in by_server for one in of_server]
+            acknowledged += [one for of_server in by_server for one in of_server if one.write.tool in EVENTS]
             stored = audit(tmp_path, acknowledged)
             for life, of_server in zip(lives, by_server, strict=True):
                 events = stored.events[life[0].arguments["task_id"]] if of_server else []
-                assert len(of_server) <= len(events) <= len(of_server) + 1
-            unanswered = [life[len(of_server)] for life, of_server in zip(lives, by_server, strict=True)]
-            acknowledged += write_all(survivor, iter(unanswered))
+                told = [one for one in of_server if one.write.tool in EVENTS]
+                assert len(told) <= len(events) <= len(told) + 1
+                unanswered = [write for write in life[len(of_server) :] if write.tool in EVENTS][:1]
+                acknowledged += write_all(survivor, iter(unanswered))  # whether or not it was carried out
+            told_claims = {agent: claimed_in(told) for agent, told in zip(agents, by_server, strict=True)}
+            assert_shared_out(survivor, stored, pool_ids, told_claims, tag)
         assert survivor.close() == 0
     audit(tmp_path, acknowledged)
+
+
+def assert_shared_out(
+    survivor: StdioClient, stored: Database, pool_ids: list[str], told: dict[str, list[str]], tag: str
+) -> None:
+    """Check that each task has the one owner that claimed it last, who is dead, and goes to one more."""
+    owners, claims_of = dict[str, str](), defaultdict[str, list[str]](list)
+    for task_id in pool_ids:
+        _, *claims = stored.events[task_id]
+        # Whoever is killed last may have taken over what the other one had.
+        assert [event["what"] for event in claims] in ([], ["claimed"], ["claimed", "takeover"])
+        assert len({event["agent"] for event in claims}) == len(claims)
+        assert stored.tasks[task_id]["current_owner"] == (claims[-1]["agent"] if claims else None)
+        for event in claims:
+            owners[task_id] = event["agent"]
+            claims_of[event["agent"]].append(task_id)
+    for agent, claimed in told.items():
+        assert len(claimed) == len(set(claimed))
+        assert set(claimed) <= set(claims_of[agent])
+        assert len(claims_of[agent]) <= len(claimed) + 1  # a claim whose answer was lost
+    found = {}
+    while (answer := survivor.call("claim_task", agent="survivor", tag=tag))["task"] is not None:
+        assert answer["task"]["task_id"] not in found
+        found[answer["task"]["task_id"]] = answer["claim"]
+    assert set(found) == set(pool_ids)
+    for task_id, claim in found.items():
+        wanted = {"how": "gone", "from": owners[task_id]} if task_id in owners else {"how": "open"}
+        assert claim == wanted
 
 
 SPILLING_SERVER = """

@@ -16,11 +16,17 @@ from hypothesis import strategies as st
 from support import PROJECT
 
 import errors
-import protocol
+import server
 import tools
 from config import BATCH_MESSAGES, JSON_DEPTH
 from protocol import (
+    META_CAPABILITIES,
+    META_SERVER,
+    META_VERSION,
     REVISIONS,
+    SERVER_INFO,
+    SUPPORTED_DATES,
+    HeaderMismatch,
     InternalError,
     InvalidParams,
     InvalidRequest,
@@ -33,17 +39,23 @@ from protocol import (
     ResourceNotFound,
     Revision,
     RpcError,
+    UnsupportedVersion,
     adapt,
-    encode_json,
+    adapt_error,
+    encode_text,
+    http_status,
     negotiate,
+    notification_message,
     parse_json,
     read_message,
+    result_message,
 )
 from server import Dispatcher
 from store import Store
 from tools import Tool, Workplace
 
-OLDEST, WITH_BATCHES, *_, NEWEST = REVISIONS
+OLDEST, WITH_BATCHES, *_, NEWEST, STATELESS = REVISIONS  # NEWEST is the newest that has a handshake
+HANDSHAKES = REVISIONS[:-1]
 Ask = Callable[..., Any]
 
 
@@ -61,13 +73,35 @@ def ask(dispatcher: Dispatcher) -> Ask:
     """Ask the dispatcher at a revision (None: before `initialize`); None where it says nothing."""
 
     def ask(message: Any, revision: Revision | None = NEWEST) -> Any:
-        peer = Peer()
-        peer.revision = revision
-        raw = message if isinstance(message, bytes) else json.dumps(message).encode()
+        peer = connected(None if revision is STATELESS else revision)
+        raw = message if isinstance(message, bytes) else json.dumps(in_era(message, revision)).encode()
         body = dispatcher.handle(raw, peer).body
         return json.loads(body) if body else None
 
     return ask
+
+
+def connected(revision: Revision | None = None) -> Peer:
+    """Return a connection at a revision; the server may send nothing on it unasked."""
+    peer = Peer(unexpected)
+    peer.revision = revision
+    return peer
+
+
+def unexpected(message: bytes) -> None:
+    raise AssertionError(f"sent unasked: {message!r}")
+
+
+def in_era(message: Any, revision: Revision | None) -> Any:
+    """Return a request as the stateless era writes it, in its envelope; any other message as it is."""
+    if revision is not STATELESS or not isinstance(message, dict) or "id" not in message:
+        return message
+    if not isinstance(message.get("params", {}), dict):
+        return message
+    return {**message, "params": {**message.get("params", {}), "_meta": ENVELOPE}}
+
+
+ENVELOPE: JsonObject = {META_VERSION: STATELESS.date, META_CAPABILITIES: {}}
 
 
 def request(method: str, request_id: int | str = 1, **params: Any) -> JsonObject:
@@ -173,6 +207,18 @@ def test_json_is_refused(raw: bytes) -> None:
     assert 0 < len(refusal.value.message) < 200
 
 
+def test_no_depth_breaks_the_parser() -> None:
+    """Nesting of any depth around an escaped surrogate pair is a value or a ParseError, nothing else."""
+    for depth in range(1, 3000):
+        for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+            raw = opening * depth + b'"\\ud83d\\ude00"' + closing * depth
+            if depth <= JSON_DEPTH:
+                parse_json(raw)
+            else:
+                with pytest.raises(ParseError):
+                    parse_json(raw)
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -187,11 +233,20 @@ json_values = st.recursive(
 @settings(deadline=None)
 @given(json_values)
 def test_what_is_written_is_read_back(value: Any) -> None:
-    """Encoding yields one line of ASCII that our own strict parser reads as the same value."""
-    encoded = encode_json(value)
-    assert encoded.isascii()
-    assert encoded.isprintable()
-    assert parse_json(encoded.encode()) == value
+    """A message is one line of printable ASCII that our own strict parser reads as the same value."""
+    encoded = result_message(0, {"value": value})
+    assert all(0x20 <= byte < 0x7F for byte in encoded)
+    assert parse_json(encoded)["result"] == {"value": value}
+    assert parse_json(notification_message("n", {"value": value}))["params"] == {"value": value}
+
+
+@settings(deadline=None)
+@given(json_values)
+def test_text_inside_a_message_is_read_back(value: Any) -> None:
+    """JSON for a model is compact and not escaped, and survives the message that it travels in."""
+    text = encode_text(value)
+    assert json.loads(parse_json(result_message(0, {"text": text}))["result"]["text"]) == value
+    assert text == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 @settings(deadline=None)
@@ -205,8 +260,9 @@ def test_no_bytes_break_the_parser(raw: bytes) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_constant_leaves_the_server(value: float) -> None:
     """What is no JSON is never written."""
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        encode_json({"a": value})
+    for encode in (encode_text, lambda inner: result_message(0, inner)):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            encode({"a": value})
 
 
 # --- Messages -------------------------------------------------------------------------------------------
@@ -283,7 +339,7 @@ def test_what_is_no_message_is_refused_without_id(ask: Ask, value: Any) -> None:
         {"jsonrpc": "2.0", "error": {"code": -1, "message": "m"}},
     ],
 )
-@pytest.mark.parametrize("revision", [None, *REVISIONS])
+@pytest.mark.parametrize("revision", [None, *HANDSHAKES])
 def test_responses_are_dropped(ask: Ask, response: JsonObject, revision: Revision | None) -> None:
     """Nobody here asked anything, so a response is never answered."""
     assert ask(response, revision) is None
@@ -307,7 +363,7 @@ BROKEN_NOTIFICATIONS: list[JsonObject] = [
 
 
 @pytest.mark.parametrize("message", BROKEN_NOTIFICATIONS, ids=json.dumps)
-@pytest.mark.parametrize("revision", [None, *REVISIONS])
+@pytest.mark.parametrize("revision", [None, *HANDSHAKES])
 def test_notifications_are_never_answered(ask: Ask, message: JsonObject, revision: Revision | None) -> None:
     """A message without an id is not answered, however broken it is, and the next request is."""
     assert ask(message, revision) is None
@@ -340,6 +396,8 @@ def test_rpc_codes_are_those_of_the_documents() -> None:
         InvalidParams: -32602,
         InternalError: -32603,
         ResourceNotFound: -32002,
+        HeaderMismatch: -32020,
+        UnsupportedVersion: -32022,
     }
     assert {kind: kind.code for kind in RpcError.__subclasses__()} == expected
 
@@ -393,35 +451,46 @@ def test_every_refusal_has_a_code() -> None:
 )
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda revision: revision.date)
 def test_each_fault_has_its_code(ask: Ask, message: Any, code: int, revision: Revision) -> None:
-    """Each way to get a request wrong has one code, at every revision, and a message of one line."""
+    """Each way to get a request wrong has one code in each era, and a message of one line."""
+    if revision is STATELESS and isinstance(message, dict):
+        code = -32601 if message["method"] == "initialize" else -32602 if code == -32002 else code
     error = ask(message, revision)["error"]
     assert error["code"] == code
     assert error["message"]
     assert "\n" not in error["message"]
 
 
+UNKNOWN_METHODS = ["logging/setLevel", "tasks/list", "notifications/initialized", "", "x" * 100_000]
+OF_HANDSHAKES = ["initialize", "ping", "resources/subscribe", "resources/unsubscribe"]
+OF_THE_STATELESS = ["server/discover", "subscriptions/listen"]
+
+
 @pytest.mark.parametrize(
-    "method",
+    ("method", "revision"),
     [
-        "prompts/list",
-        "prompts/get",
-        "completion/complete",
-        "logging/setLevel",
-        "resources/subscribe",
-        "resources/unsubscribe",
-        "server/discover",
-        "subscriptions/listen",
-        "tasks/list",
-        "notifications/initialized",
-        "",
-        "x" * 100_000,
+        *((method, revision) for method in UNKNOWN_METHODS for revision in REVISIONS),
+        *((method, revision) for method in OF_THE_STATELESS for revision in HANDSHAKES),
+        *((method, STATELESS) for method in OF_HANDSHAKES),
+        ("resources/subscribe", OLDEST),
+        ("resources/unsubscribe", OLDEST),
     ],
+    ids=lambda value: value.date if isinstance(value, Revision) else value[:24],
 )
-def test_what_was_not_advertised_is_not_found(ask: Ask, method: str) -> None:
-    """A method without an advertised capability is -32601, in a short message."""
-    error = ask(request(method))["error"]
+def test_what_was_not_advertised_is_not_found(ask: Ask, method: str, revision: Revision) -> None:
+    """A method that a revision does not have, or was not told of, is -32601, in a short message."""
+    error = ask(request(method, uri="task://t"), revision)["error"]
     assert error["code"] == -32601
     assert len(error["message"]) < 200
+
+
+@pytest.mark.parametrize(
+    "method", ["prompts/list", "tools/list", "resources/list", "resources/templates/list"]
+)
+@pytest.mark.parametrize("revision", REVISIONS, ids=lambda revision: revision.date)
+def test_every_revision_has_the_lists(ask: Ask, method: str, revision: Revision) -> None:
+    """What can be listed can be listed at every revision, and a cursor of another kind is refused."""
+    assert "result" in ask(request(method), revision)
+    assert ask(request(method, cursor="x"), revision)["error"]["code"] == -32602
 
 
 @pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": {}}])
@@ -463,7 +532,7 @@ def test_only_ping_precedes_initialize(ask: Ask, method: str, code: int) -> None
 
 def test_a_second_initialize_negotiates_again(dispatcher: Dispatcher) -> None:
     """The connection has the revision of its latest `initialize`."""
-    peer = Peer()
+    peer = connected()
     for revision in (NEWEST, OLDEST, WITH_BATCHES):
         raw = json.dumps(request("initialize", protocolVersion=revision.date)).encode()
         result = json.loads(dispatcher.handle(raw, peer).body)["result"]
@@ -473,7 +542,7 @@ def test_a_second_initialize_negotiates_again(dispatcher: Dispatcher) -> None:
 
 def test_a_refused_initialize_negotiates_nothing(dispatcher: Dispatcher) -> None:
     """A broken `initialize` leaves the connection as it was."""
-    peer = Peer()
+    peer = connected()
     dispatcher.handle(json.dumps(request("initialize")).encode(), peer)
     assert peer.revision is None
 
@@ -494,7 +563,7 @@ def broken_tool(fault: Exception) -> Tool:
     def run(arguments: Any, workplace: Workplace) -> JsonObject:
         raise fault
 
-    return Tool("broken", "Broken", "Breaks.", tools.ListTasks, run, read_only=True)
+    return Tool("broken", "Broken", "Breaks.", tools.ListTasks, run, read_only=True, repeatable=True)
 
 
 def test_a_bug_does_not_leak(
@@ -522,7 +591,7 @@ def test_a_failed_store_ends_the_process(ask: Ask, monkeypatch: pytest.MonkeyPat
 # --- Batches --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("revision", [None, *(one for one in REVISIONS if one is not WITH_BATCHES)])
+@pytest.mark.parametrize("revision", [None, *(one for one in HANDSHAKES if one is not WITH_BATCHES)])
 def test_other_revisions_refuse_a_batch(ask: Ask, revision: Revision | None) -> None:
     """Where batches do not exist, and before `initialize`, an array is one -32600 without an id."""
     answer = ask([request("ping")], revision)
@@ -536,13 +605,61 @@ def test_one_revision_has_batches() -> None:
 
 def test_initialize_in_a_batch_is_refused(dispatcher: Dispatcher) -> None:
     """`initialize` inside a batch is refused and negotiates nothing; its neighbours are served."""
-    peer = Peer()
-    peer.revision = WITH_BATCHES
+    peer = connected(WITH_BATCHES)
     batch = [request("initialize", 1, protocolVersion=NEWEST.date), request("ping", 2)]
     refused, pong = json.loads(dispatcher.handle(json.dumps(batch).encode(), peer).body)
     assert (refused["id"], refused["error"]["code"]) == (1, -32600)
     assert pong == {"jsonrpc": "2.0", "id": 2, "result": {}}
     assert peer.revision is WITH_BATCHES
+
+
+def test_a_batch_is_answered_in_order(ask: Ask) -> None:
+    """Each request of a batch is answered under its id, in order, results and errors alike."""
+    batch = [
+        request("ping", "a"),
+        notification("notifications/cancelled", params={"requestId": 9}),
+        request("no/such/method", 0),
+        {"jsonrpc": "2.0", "id": 5, "result": {}},
+        request("tools/list", ""),
+        5,
+        request("ping", -1),
+    ]
+    answers = ask(batch, WITH_BATCHES)
+    assert [answer["id"] for answer in answers] == ["a", 0, "", None, -1]
+    assert [answer.get("error", {}).get("code") for answer in answers] == [None, -32601, None, -32600, None]
+
+
+def test_a_batch_of_notifications_is_not_answered(ask: Ask) -> None:
+    """Where nothing is asked, nothing is said, not even an empty array."""
+    batch = [notification("notifications/initialized"), notification("x", params=[])]
+    assert ask(batch, WITH_BATCHES) is None
+
+
+def test_an_envelope_in_a_batch_is_refused(ask: Ask) -> None:
+    """A request that names its revision stands alone; its neighbours in the batch are served."""
+    batch = [in_era(request("tools/list", 1), STATELESS), request("ping", 2)]
+    refused, pong = ask(batch, WITH_BATCHES)
+    assert (refused["id"], refused["error"]["code"]) == (1, -32600)
+    assert pong == {"jsonrpc": "2.0", "id": 2, "result": {}}
+
+
+def test_a_batch_does_not_wait(ask: Ask) -> None:
+    """A claim that would wait is answered at once in a batch, since the batch is answered as a whole."""
+    claim = request("tools/call", name="claim_task", arguments={"agent": "a", "wait_seconds": 50})
+    (answer,) = ask([claim], WITH_BATCHES)
+    assert json.loads(answer["result"]["content"][0]["text"]) == {"task": None}
+
+
+def test_the_answers_of_a_batch_have_their_limit(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once BATCH_ANSWER_BYTES are full, what follows is refused under its id, to be asked alone."""
+    size = len(json.dumps(ask(request("tools/list", 0), WITH_BATCHES), separators=(",", ":")))
+    batch = [request("tools/list", number) for number in range(3)]
+    for limit, served in ((size + 1, 2), (size, 1)):
+        monkeypatch.setattr(server, "BATCH_ANSWER_BYTES", limit)
+        answers = ask(batch, WITH_BATCHES)
+        assert [answer["id"] for answer in answers] == [0, 1, 2]
+        assert ["result" in answer for answer in answers] == [number < served for number in range(3)]
+        assert all("alone" in answer["error"]["message"] for answer in answers[served:])
 
 
 def test_a_batch_has_its_limit(ask: Ask) -> None:
@@ -575,15 +692,14 @@ def test_a_reply_tells_whether_the_message_was_readable(
     dispatcher: Dispatcher, raw: bytes, readable: bool
 ) -> None:
     """A transport learns what was no JSON-RPC at all without looking into the reply."""
-    peer = Peer()
-    peer.revision = WITH_BATCHES
+    peer = connected(WITH_BATCHES)
     assert dispatcher.handle(raw, peer).readable is readable
 
 
 # --- Revisions ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("revision", REVISIONS, ids=lambda revision: revision.date)
+@pytest.mark.parametrize("revision", HANDSHAKES, ids=lambda revision: revision.date)
 def test_a_known_revision_is_agreed_to(revision: Revision) -> None:
     """A client gets the handshake revision that it asks for."""
     assert negotiate(revision.date) is revision
@@ -599,9 +715,12 @@ def test_any_other_revision_gets_the_newest(requested: str) -> None:
 
 
 def test_the_table_of_revisions() -> None:
-    """The handshake revisions are these four, oldest first."""
-    dates = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
+    """The revisions are these five, oldest first, and the last one has no handshake; told newest first."""
+    dates = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
     assert [revision.date for revision in REVISIONS] == dates
+    assert [revision.date for revision in REVISIONS if revision.is_stateless] == ["2026-07-28"]
+    assert [revision.date for revision in REVISIONS if revision.is_http_default] == ["2025-03-26"]
+    assert dates[::-1] == SUPPORTED_DATES
 
 
 def test_dates_of_revisions_stand_in_the_table_only() -> None:
@@ -622,7 +741,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("revision", REVISIONS, ids=lambda revision: revision.date)
+@pytest.mark.parametrize("revision", HANDSHAKES, ids=lambda revision: revision.date)
 @pytest.mark.parametrize(
     "result",
     [
@@ -630,12 +749,14 @@ DATA = {
         {"contents": [{"uri": "task://t", "text": json.dumps(DATA), "_meta": DATA}]},
         {"tools": [{"name": "t", "inputSchema": {"type": "object", "properties": DATA}}]},
         {"resources": [{"uri": "task://t", "name": "title", "_meta": DATA}]},
+        {"resourceTemplates": [{"uriTemplate": "task://{t}", "name": "title", "_meta": DATA}]},
+        {"prompts": [{"name": "title", "arguments": [DATA]}]},
         {},
     ],
 )
 def test_adapting_keeps_the_callers_data(revision: Revision, result: JsonObject) -> None:
     """Members of data, however they are called, survive at every revision."""
-    assert adapt(result, revision) == result
+    assert adapt("any", result, revision) == result
 
 
 def test_adapting_keeps_structured_content_whole() -> None:
@@ -643,28 +764,81 @@ def test_adapting_keeps_structured_content_whole() -> None:
     result = {"content": [], "structuredContent": DATA, "isError": False}
     untitled = Revision("any", lacks=frozenset(DATA) - {"structuredContent"})
     for revision in (NEWEST, untitled):
-        assert adapt(result, revision) == result
+        assert adapt("tools/call", result, revision) == result
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=lambda revision: revision.date)
 def test_adapting_leaves_its_argument_alone(revision: Revision) -> None:
-    """The newest shape may be shared: adapting never alters it."""
+    """The plain result may be shared: adapting never alters it."""
     result = {
         "tools": [{"name": "t", "title": "T", "annotations": {}, "inputSchema": {"properties": DATA}}],
-        "capabilities": {"tools": {}, "completions": {}},
+        "prompts": [{"name": "t", "title": "T"}],
         "serverInfo": {"name": "n", "title": "T"},
         "structuredContent": DATA,
         "instructions": "i",
+        "_meta": {"kept": 1},
     }
     before = copy.deepcopy(result)
-    adapted = adapt(result, revision)
+    adapted = adapt("tools/list", result, revision)
     assert result == before
-    kept = set(adapted) | set(adapted["tools"][0]) | set(adapted["serverInfo"]) | set(adapted["capabilities"])
-    assert not kept & revision.lacks
+    places = [adapted, adapted["tools"][0], adapted["prompts"][0], adapted["serverInfo"]]
+    assert not {name for place in places for name in place} & revision.lacks
+    assert adapted["_meta"]["kept"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "hints"),
+    [
+        ("server/discover", {"ttlMs": 3_600_000, "cacheScope": "public"}),
+        ("tools/list", {"ttlMs": 3_600_000, "cacheScope": "public"}),
+        ("prompts/list", {"ttlMs": 3_600_000, "cacheScope": "public"}),
+        ("resources/templates/list", {"ttlMs": 3_600_000, "cacheScope": "public"}),
+        ("resources/list", {"ttlMs": 0, "cacheScope": "private"}),
+        ("resources/read", {"ttlMs": 0, "cacheScope": "private"}),
+        ("tools/call", {}),
+        ("prompts/get", {}),
+        ("completion/complete", {}),
+    ],
+)
+def test_a_stateless_result_says_what_it_is(method: str, hints: JsonObject) -> None:
+    """Without a handshake every result is marked complete, names the server, and may be kept so long."""
+    adapted = adapt(method, {"title": "kept"}, STATELESS)
+    marks = {"resultType": "complete", "_meta": {META_SERVER: SERVER_INFO}}
+    assert adapted == {"title": "kept", **marks, **hints}
+    for revision in HANDSHAKES[2:]:
+        assert adapt(method, {"title": "kept"}, revision) == {"title": "kept"}
 
 
 def test_the_protocol_encodes_ascii() -> None:
     """Everything but ASCII leaves as an escape, so no line, event or terminal is confused by it."""
-    assert protocol.result_message("é", {"a": "😀\u2028\x7f"}) == (
+    assert result_message("é", {"a": "😀\u2028\x7f"}) == (
         b'{"jsonrpc":"2.0","id":"\\u00e9","result":{"a":"\\ud83d\\ude00\\u2028\\u007f"}}'
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "in_handshakes", "in_stateless"),
+    [
+        (ParseError("m"), 400, 400),
+        (InvalidRequest("m"), 400, 400),
+        (MethodNotFound("m"), 200, 404),
+        (InvalidParams("m"), 200, 400),
+        (ResourceNotFound("m"), 200, 400),
+        (InternalError("m"), 200, 200),
+        (HeaderMismatch("m"), 400, 400),
+        (UnsupportedVersion("m"), 400, 400),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_error_has_its_status(error: RpcError, in_handshakes: int, in_stateless: int) -> None:
+    """An error at /mcp has the status that its era gives it."""
+    assert http_status(error, False) == in_handshakes
+    assert http_status(adapt_error(error, True), True) == in_stateless
+
+
+def test_a_missing_resource_is_told_as_the_era_knows_it(ask: Ask) -> None:
+    """Up to the last handshake it is -32002, without one -32602; both say which URI it was."""
+    for revision in REVISIONS:
+        error = ask(request("resources/read", uri="task://none"), revision)["error"]
+        assert error["code"] == (-32602 if revision is STATELESS else -32002)
+        assert error["data"] == {"uri": "task://none"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import JsonObject, StdioClient, stdio
 
-from config import ARTIFACT_CHUNK_BYTES, MIB, RESOURCE_BYTES, RESOURCES_PAGE
+from config import RESOURCE_BYTES, RESOURCES_PAGE
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def pages(client: StdioClient) -> list[list[JsonObject]]:
         params = {"cursor": page["nextCursor"]}
 
 
-# --- Lists ----------------------------------------------------------------------------------------------
+# --- Lists --------------------------------------------------------------------------------------------
 
 
 def test_an_empty_list_is_one_page(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_templates_tell_how_to_read(client: StdioClient) -> None:
     assert "{" not in json.dumps([entry["uri"] for entry in client.result("resources/list")["resources"]])
 
 
-# --- Reading --------------------------------------------------------------------------------------------
+# --- Reading ------------------------------------------------------------------------------------------
 
 
 def test_a_task_reads_as_get_task_shows_it(client: StdioClient) -> None:
@@ -110,7 +110,19 @@ def test_a_task_reads_as_get_task_shows_it(client: StdioClient) -> None:
     assert content["uri"] == "task://t"
     assert content["mimeType"] == "application/json"
     task = client.call("get_task", task_id="t")
-    assert content["text"] == json.dumps(task, separators=(",", ":"))
+    assert content["text"] == json.dumps(task, separators=(",", ":"), ensure_ascii=False)
+
+
+def test_a_task_at_work_reads_as_get_task_shows_it(tmp_path: Path) -> None:
+    """The resource has the later members where they hold something, and tells whether the owner lives."""
+    with stdio(tmp_path) as client:
+        client.call("create_task", task_id="base", title="Base", goal="g")
+        later = {"priority": 0, "tags": ["a"], "depends_on": ["base"]}
+        client.call("create_task", task_id="t", title="Title", goal="Goal", **later)
+        client.call("save_checkpoint", task_id="t", agent="alice")
+        task = client.call("get_task", task_id="t")
+        assert {name: task[name] for name in (*later, "owner_state")} == {**later, "owner_state": "live"}
+        assert json.loads(read(client, "task://t")["text"]) == task
 
 
 def test_an_artifact_of_text_reads_as_text(client: StdioClient) -> None:
@@ -184,6 +196,11 @@ def test_what_is_not_there_is_not_found(client: StdioClient, uri: str) -> None:
         "task://t?x=1",
         "task://t#part",
         " task://t",
+        "task://t\n",
+        "task://a b",
+        "task://t\0",
+        'task://"t"',
+        "task://<task_id>",
         "file:///etc/passwd",
         "tasks://t",
     ],
@@ -194,6 +211,14 @@ def test_a_uri_of_another_form_is_refused(client: StdioClient, uri: str) -> None
     assert refused["code"] == -32602
     assert refused["data"] == {"uri": uri}
     assert "task://<task_id>" in refused["message"]
+
+
+def test_a_missing_resource_is_told_in_short(client: StdioClient) -> None:
+    """The message is one short sentence; the URI itself stands in `data`."""
+    uri = "task://" + "a" * 100_000
+    refused = error(client, "resources/read", uri=uri)
+    assert (refused["code"], refused["data"]) == (-32002, {"uri": uri})
+    assert len(refused["message"]) < 300
 
 
 @pytest.mark.parametrize(
@@ -215,7 +240,7 @@ def test_other_spellings_of_a_uri_are_read(client: StdioClient, uri: str) -> Non
     assert json.loads(content["text"])["task_id"] == "t"
 
 
-def test_an_artifact_is_read_whole_up_to_its_limit(client: StdioClient, tmp_path: Path) -> None:
+def test_an_artifact_is_read_whole_up_to_its_limit(client: StdioClient) -> None:
     """RESOURCE_BYTES are read in one piece; one more is refused with the way to read it in chunks."""
     folder = client.folder
     for size in (RESOURCE_BYTES, RESOURCE_BYTES + 1):
@@ -231,7 +256,6 @@ def test_an_artifact_is_read_whole_up_to_its_limit(client: StdioClient, tmp_path
     number = artifacts[-1]["number"]
     chunk = client.call("get_task", task_id="t", artifact=number, offset=RESOURCE_BYTES)
     assert chunk["blob"] == "/w=="
-    assert ARTIFACT_CHUNK_BYTES < MIB
 
 
 def test_a_missing_file_is_an_internal_error_without_its_path(client: StdioClient) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import fcntl
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -395,3 +397,135 @@ def test_a_normal_run_says_nothing_on_stderr(tmp_path: Path) -> None:
             client.request("no/such/method")
             assert client.close() == 0
             assert (client.stderr() == "") is is_silent
+
+
+# --- Ends of all kinds --------------------------------------------------------------------------------
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
+
+
+def test_a_batch_leaves_its_notifications_out(tmp_path: Path) -> None:
+    """A batch of requests and notifications is answered by valid JSON with the requests' answers alone."""
+    note = {"jsonrpc": "2.0", "method": "notifications/x"}
+    pings = [{"jsonrpc": "2.0", "id": n, "method": "ping"} for n in range(2)]
+    with stdio(tmp_path, "2025-03-26") as client:
+        client.send([note, *pings, note])
+        assert [one["id"] for one in json.loads(client.receive_line())] == [0, 1]
+        client.send([note, note])  # no answer at all
+        client.send(pings[0])
+        assert client.receive() == {"jsonrpc": "2.0", "id": 0, "result": {}}
+
+
+def test_no_depth_of_nesting_ends_the_server(tmp_path: Path) -> None:
+    """Deep nesting is an error at every depth, beside an escaped character too, and the loop goes on."""
+    with stdio(tmp_path) as client:
+        for depth in range(900, 1100):
+            client.send_raw(b"[" * depth + b'"\\ud83d\\ude00"' + b"]" * depth + b"\n")
+            assert client.receive()["error"]["code"] == -32700
+        client.send_raw(PING)
+        assert client.receive()["result"] == {}
+
+
+@SIGNALS
+def test_a_signal_ends_a_server_that_waits_to_start(tmp_path: Path, number: signal.Signals) -> None:
+    """A server that finds the database busy at its start can be told to stop: exit 0, no traceback."""
+    with stdio(tmp_path) as first:
+        assert first.close() == 0
+    busy = "import database, sys\nwait = database.Database._prepare\ndef prepare(self):\n"
+    busy += "    print('opening', file=sys.stderr, flush=True)\n    wait(self)\n"
+    busy += "database.Database._prepare = prepare\n"
+    with held_database(tmp_path), StdioClient(tmp_path, prelude=busy) as client:
+        wait_until(lambda: "opening" in client.stderr(), "the server opens the database")
+        client.process.send_signal(number)
+        assert client.process.wait(PATIENCE) == 0
+        assert client.stderr() == "opening\n"
+
+
+def test_two_signals_end_the_server_as_one_does(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches the server, and so does its client's SIGTERM: still exit 0, silently."""
+    for _ in range(20):
+        with stdio(tmp_path) as client:
+            client.process.send_signal(signal.SIGINT)
+            client.process.send_signal(signal.SIGTERM)
+            assert (client.process.wait(PATIENCE), client.stderr()) == (0, "")
+    for _ in range(20):
+        with stdio(tmp_path) as client:
+            client.process.send_signal(signal.SIGSTOP)
+            client.process.send_signal(signal.SIGINT)
+            client.process.send_signal(signal.SIGTERM)
+            client.process.send_signal(signal.SIGCONT)
+            assert (client.process.wait(PATIENCE), client.stderr()) == (0, "")
+    for pause in range(12):  # the second one comes while the interpreter ends
+        with stdio(tmp_path) as client:
+            client.process.send_signal(signal.SIGINT)
+            threading.Event().wait(pause / 1000)
+            if client.process.poll() is None:
+                client.process.send_signal(signal.SIGTERM)
+            assert (client.process.wait(PATIENCE), client.stderr()) == (0, "")
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_a_stdout_that_takes_nothing_ends_the_server(tmp_path: Path, redirection: str) -> None:
+    """A stdout that was closed from the start, or fails, is as good as closed: no traceback."""
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$1" {redirection}', sys.executable, str(SERVER)],
+        input=PING,
+        capture_output=True,
+        env=environment(tmp_path),
+        timeout=PATIENCE,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_pipes_may_be_non_blocking(tmp_path: Path) -> None:
+    """A client that leaves its end's flags on a shared pipe is served as any other."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with subprocess.Popen(
+        [sys.executable, str(SERVER)],
+        stdin=read_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path),
+    ) as server, os.fdopen(write_end, "wb", buffering=0) as pipe:  # fmt: skip
+        os.close(read_end)
+        assert server.stdout is not None
+        for _ in range(2):
+            pipe.write(PING)
+            assert json.loads(server.stdout.readline())["result"] == {}
+            assert server.poll() is None
+        assert not select.select([server.stdout], [], [], 0.3)[0]  # it waits; it has not ended
+        pipe.write(PING)
+        assert json.loads(server.stdout.readline())["result"] == {}
+        pipe.close()
+        assert server.wait(PATIENCE) == 0
+        assert server.stderr is not None
+        assert server.stderr.read() == b""
+
+
+def test_a_debug_log_that_nobody_reads_costs_no_answer(tmp_path: Path) -> None:
+    """A client that closes the server's stderr is still served, also with MCP_DEBUG."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    server = subprocess.Popen(
+        [sys.executable, str(SERVER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=write_end,
+        env=environment(tmp_path, MCP_DEBUG="1"),
+    )
+    os.close(write_end)
+    out, _ = server.communicate(PING * 2, timeout=PATIENCE)
+    assert out.count(b"\n") == 2
+
+
+def test_a_batch_answer_is_bounded(tmp_path: Path) -> None:
+    """Four kilobytes of batch do not make the server hold hundreds of megabytes."""
+    (tmp_path / "big").write_bytes(b"\x80" * (8 << 20))
+    read = {"jsonrpc": "2.0", "method": "resources/read", "params": {"uri": "task://t/artifacts/1"}}
+    with stdio(tmp_path, "2025-03-26") as client:
+        client.call("create_task", task_id="t", title="t", goal="g")
+        client.call("attach_artifact", task_id="t", name="big", path=str(tmp_path / "big"))
+        client.send([{**read, "id": number} for number in range(50)])
+        assert client.process.stdout is not None
+        client.process.stdout.read(1)
+        status = Path(f"/proc/{client.process.pid}/status").read_text()
+        assert int(status.partition("VmHWM:")[2].split()[0]) < 300 * 1024
