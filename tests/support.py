@@ -113,7 +113,8 @@ class Process:
     ) -> None:
         self.folder = folder
         program = [str(SERVER)] if not prelude else ["-c", _PRELUDED.format(str(PROJECT), prelude)]
-        self._errors = (folder / f"stderr-{time.monotonic_ns()}.log").open("w+b")
+        # Appending: the offset is shared with the server, and reading moves it.
+        self._errors = (folder / f"stderr-{time.monotonic_ns()}.log").open("a+b")
         self.process = subprocess.Popen(
             [sys.executable, *program, *arguments],
             stdin=subprocess.PIPE,
@@ -295,7 +296,11 @@ class HttpServer(Process):
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         super().__init__(folder, "--http", "--port", "0", *arguments, cwd=None, **settings)
-        self.url = wait_until(self._announced, "the service says where it listens")
+        try:
+            self.url = wait_until(self._announced, "the service says where it listens")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         self.port = int(self.url.rpartition(":")[2])
 
     def _announced(self) -> str | None:
