@@ -683,16 +683,15 @@ def test_an_answer_belongs_to_its_request(tmp_path: Path) -> None:
     """A large answer that the loop finishes sending does not end, or overtake, the request behind it."""
     # The worker is held up where the system may hold it up: between sending and looking what is left.
     held_up = """
-import http_sockets, http_transport, threading, time
-send, health = http_sockets.HttpService._send, http_transport.HttpTransport._health
-def send_and_pause(self, connection, data):
-    send(self, connection, data)
-    if threading.current_thread().name.startswith("worker"):
-        time.sleep(0.1)
+import http_sockets, http_transport, time
+end_answer, health = http_sockets.HttpService._end_answer, http_transport.HttpTransport._health
+def end_late(self, connection):
+    time.sleep(0.1)
+    end_answer(self, connection)
 def slow_health(self):
     time.sleep(0.5)
     return health(self)
-http_sockets.HttpService._send, http_transport.HttpTransport._health = send_and_pause, slow_health
+http_sockets.HttpService._end_answer, http_transport.HttpTransport._health = end_late, slow_health
 """
     with HttpServer(tmp_path, prelude=held_up) as server, sse(server) as client:
         large = post(client.endpoint, message("ping", "x" * 7_000_000).replace(b'"2.0"', b'"1.0"'))
