@@ -226,6 +226,8 @@ class HttpService:
                     self._set_accepting(False)
                 return
             self._admit(client)
+            if len(self._connections) > self._most_connections:
+                return  # first see who has left, before more are turned away
 
     def _admit(self, client: socket.socket) -> None:
         surplus = len(self._connections) - self._most_connections
