@@ -15,7 +15,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
@@ -117,6 +117,10 @@ class Database:
         deadline = time.monotonic() + seconds
         with self._errors_told():
             return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
+
+    def fetch(self, statement: str, values: Iterable[Any] = ()) -> list[Row]:
+        """Return the rows of one statement, outside of a transaction; waits and raises as read does."""
+        return self.read((statement, tuple(values)))[0]
 
     def change_marker(self) -> tuple[int, int]:
         """Return a value that differs after any process has committed a change; costs next to nothing.

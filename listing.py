@@ -7,15 +7,14 @@ first without sorting, however many tasks a word occurs in.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from database import Database, Row, Statement
 from errors import InvalidArguments
 from lifecycle import agent_key
-from models import PRIORITY, ClaimFilter, OwnerState, Task, TaskFilter
+from models import PRIORITY, ClaimFilter, Task, TaskFilter
 from presence import Presence
-from schema import SESSION_QUEUES, SUMMARY_FIELDS, folded, words_of
+from schema import SUMMARY_FIELDS, folded, words_of
 
 JsonObject = dict[str, Any]
 
@@ -98,22 +97,17 @@ class Listing:
             clauses.append("tasks.task_id = task_tags.task_id AND tag = ?")
             values.append(wanted.tag)
         if wanted.owner_state is not None:
-            session_ids = self._sessions_in(wanted.owner_state)
+            session_ids = self._presence.sessions_in(wanted.owner_state, self._db.fetch) or [""]
             clauses.append(
                 f"status = 'in_progress' AND owner_session IN ({', '.join('?' * len(session_ids))})"
             )
             values += session_ids
         return source, " AND ".join(clauses), values
 
-    def _sessions_in(self, state: OwnerState) -> list[str]:
-        rows = self._fetch("SELECT DISTINCT queue FROM tasks WHERE queue >= ? AND queue < ?", SESSION_QUEUES)
-        states = self._presence.states((queue[len(SESSION_QUEUES[0]) :] for (queue,) in rows), self._fetch)
-        return [session_id for session_id, found in states.items() if found is state] or [""]
-
     def _page_of(self, rows: list[Row], limit: int) -> TaskPage:
         """Return rows of SUMMARY_FIELDS, owner_session and `changed` as a page."""
         shown = rows[:limit]
-        states = self._presence.states([row[-2] for row in shown if row[-2] is not None], self._fetch)
+        states = self._presence.states([row[-2] for row in shown if row[-2] is not None], self._db.fetch)
         tasks = []
         for row in shown:
             summary = dict(zip(SUMMARY_FIELDS, row[:-2], strict=True))
@@ -123,9 +117,6 @@ class Listing:
                 summary["owner_state"] = states[row[-2]]
             tasks.append(summary)
         return TaskPage(tasks, str(rows[limit - 1][-1]) if len(rows) > limit else None)
-
-    def _fetch(self, statement: str, values: Iterable[Any] = ()) -> list[Row]:
-        return self._db.read((statement, tuple(values)))[0]
 
 
 def position(cursor: str) -> int:

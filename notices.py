@@ -24,7 +24,7 @@ class Notices:
     def has_news(self, agent: str) -> bool:
         """Return whether take_in_transaction may have something to tell."""
         me = agent_key(agent)
-        return bool(self._db.read((_NEWS, (me, me)))[0])
+        return bool(self._db.fetch(_NEWS, (me, me)))
 
     def take_in_transaction(self, agent: str, task_id: str | None) -> str | None:
         """Return in a sentence what happened to the agent since it was told last, and note that it was.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from database import Database, Row
 from lifecycle import agent_key
 from models import OwnerState
+from schema import SESSION_QUEUES
 from sessions import Caller, ProcessLocks
 
 _CALLS = "calls:"  # prefix of the session that stands for an agent's calls without a connection
@@ -90,6 +91,12 @@ class Presence:
         now = _now()
         found = {row[0]: self._state(row[1], row[2], now) for row in fetch(statement, wanted)}
         return {session_id: found.get(session_id, OwnerState.GONE) for session_id in wanted}
+
+    def sessions_in(self, state: OwnerState, fetch: Callable[[str, tuple[str, ...]], list[Row]]) -> list[str]:
+        """Return the sessions in `state` in which tasks are worked on; `fetch` as in states."""
+        rows = fetch("SELECT DISTINCT queue FROM tasks WHERE queue >= ? AND queue < ?", SESSION_QUEUES)
+        states = self.states((queue[len(SESSION_QUEUES[0]) :] for (queue,) in rows), fetch)
+        return [session_id for session_id, found in states.items() if found is state]
 
     def _state(self, lock_name: str | None, seen_at: int, now: int) -> OwnerState:
         if lock_name is not None:

@@ -47,7 +47,6 @@ from schema import (
     EXHAUSTED_QUEUE,
     MIGRATIONS,
     OPEN_QUEUE,
-    SESSION_QUEUES,
     body_of,
     column_values,
     handoff_queue,
@@ -306,7 +305,7 @@ class Store:
 
     def is_claimable(self, agent: str, wanted: ClaimFilter) -> bool:
         """Return whether claim_task would find a task, without taking any lock for writing."""
-        return self._next_for(agent, wanted, self._fetch) is not None
+        return self._next_for(agent, wanted, self._db.fetch) is not None
 
     def take_notice(self, agent: str) -> str | None:
         """Return what the agent should be told and was not told yet."""
@@ -321,7 +320,7 @@ class Store:
             return
         in_session = f"SELECT {COLUMNS} FROM tasks WHERE queue = ?"
         queue = (session_queue(session_id),)
-        paths = {task_of(row).repo_path for row in self._fetch(in_session, queue)}
+        paths = {task_of(row).repo_path for row in self._db.fetch(in_session, queue)}
         states = {path: observe(path) for path in paths}
         with self._db.transaction():
             self._presence.forget_in_transaction(session_id)
@@ -340,17 +339,17 @@ class Store:
 
     def get_task_and_owner(self, task_id: str) -> tuple[Task, OwnerState | None]:
         """Return the task, and of one in progress whether its owner's session lives; raises NotFound."""
-        rows = self._fetch(f"SELECT {COLUMNS}, owner_session FROM tasks WHERE task_id = ?", (task_id,))
+        rows = self._db.fetch(f"SELECT {COLUMNS}, owner_session FROM tasks WHERE task_id = ?", (task_id,))
         if not rows:
             raise _no_such_task(task_id)
         task, session_id = task_of(rows[0][:-1]), rows[0][-1]
         if task.status is not Status.IN_PROGRESS or session_id is None:
             return task, None
-        return task, self._presence.states([session_id], self._fetch)[session_id]
+        return task, self._presence.states([session_id], self._db.fetch)[session_id]
 
     def repo_path(self, task_id: str) -> str | None:
         """Return the task's repo_path; None also where there is no such task."""
-        rows = self._fetch("SELECT repo_path FROM tasks WHERE task_id = ?", (task_id,))
+        rows = self._db.fetch("SELECT repo_path FROM tasks WHERE task_id = ?", (task_id,))
         return rows[0][0] if rows else None
 
     def list_tasks(self, wanted: TaskFilter, limit: int, cursor: str | None) -> tuple[TaskPage, int]:
@@ -366,7 +365,7 @@ class Store:
 
     def get_checkpoint(self, task_id: str, number: int) -> Checkpoint:
         """Return checkpoint `number` of the task, as it was saved; raises NotFound."""
-        rows = self._fetch(
+        rows = self._db.fetch(
             "SELECT agent, created_at, progress, dropped_steps FROM checkpoints "
             "WHERE task_id = ? AND number = ?",
             (task_id, number),
@@ -389,7 +388,7 @@ class Store:
 
     def last_checkpoint_facts(self, task_id: str) -> tuple[str | None, str | None, JsonObject | None]:
         """Return who made the latest checkpoint and when, and the state of the work tree then."""
-        rows = self._fetch(
+        rows = self._db.fetch(
             "SELECT agent, created_at, repository FROM checkpoints "
             "WHERE task_id = ? ORDER BY number DESC LIMIT 1",
             (task_id,),
@@ -403,7 +402,7 @@ class Store:
         """Return a page of the task's events, newest first, and the next page's cursor; raises NotFound."""
         self._require(task_id)
         before = 2**62 if cursor is None else position(cursor)
-        rows = self._fetch(
+        rows = self._db.fetch(
             "SELECT at, what, agent, checkpoint, detail, event_id FROM events "
             "WHERE task_id = ? AND event_id < ? ORDER BY event_id DESC LIMIT ?",
             (task_id, before, limit + 1),
@@ -456,12 +455,12 @@ class Store:
 
     def last_position(self) -> int:
         """Return the position of the newest change in the event log."""
-        return int(self._fetch("SELECT coalesce(max(event_id), 0) FROM events")[0][0])
+        return int(self._db.fetch("SELECT coalesce(max(event_id), 0) FROM events")[0][0])
 
     def changes_since(self, position: int) -> list[Change]:
         """Return the changes after `position`, oldest first."""
         statement = "SELECT event_id, task_id, what FROM events WHERE event_id > ? ORDER BY event_id"
-        rows = self._fetch(statement, (position,))
+        rows = self._db.fetch(statement, (position,))
         return [Change(event_id, task_id, what == "created") for event_id, task_id, what in rows]
 
     def is_session_known(self, session_id: str) -> bool:
@@ -644,7 +643,7 @@ class Store:
             (handoff_queue(me),),
             (handoff_queue(ANYONE),),
             (EXHAUSTED_QUEUE, reserved(EXHAUSTED_QUEUE, me)),
-            self._gone_queues(fetch),
+            tuple(map(session_queue, self._presence.sessions_in(OwnerState.GONE, fetch))),
             (OPEN_QUEUE, reserved(OPEN_QUEUE, me)),
         ]
         conditions, values = claim_conditions(wanted)
@@ -660,14 +659,6 @@ class Store:
                 task_id: str = min(found)[2]
                 return task_id
         return None
-
-    def _gone_queues(self, fetch: _Fetch) -> tuple[str, ...]:
-        rows = fetch("SELECT DISTINCT queue FROM tasks WHERE queue >= ? AND queue < ?", SESSION_QUEUES)
-        session_ids = {queue: queue[len(SESSION_QUEUES[0]) :] for (queue,) in rows}
-        states = self._presence.states(session_ids.values(), fetch)
-        return tuple(
-            queue for queue, session_id in session_ids.items() if states[session_id] is OwnerState.GONE
-        )
 
     def _owner_state(self, loaded: _Loaded) -> OwnerState | None:
         if loaded.session_id is None:
@@ -725,7 +716,7 @@ class Store:
             attempt += 1
 
     def _require(self, task_id: str) -> None:
-        if not self._fetch("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)):
+        if not self._db.fetch("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)):
             raise _no_such_task(task_id)
 
     def _next(self, column: str, source: str, *values: str) -> int:
@@ -735,10 +726,6 @@ class Store:
     def _one(self, statement: str, *values: str) -> Row | None:
         rows = self._db.execute(statement, values)
         return rows[0] if rows else None
-
-    def _fetch(self, statement: str, values: Iterable[Any] = ()) -> list[Row]:
-        """Run one statement outside of a transaction."""
-        return self._db.read((statement, tuple(values)))[0]
 
     def _is_claimed(self, task: Task, session_id: str) -> bool:
         row = self._one("SELECT version, owner_session FROM tasks WHERE task_id = ?", task.task_id)
