@@ -5,7 +5,8 @@ explicit BEGIN IMMEDIATE, committed only on success; what was committed survives
 Not WAL: below SQLite 3.51.3 two processes can corrupt a WAL file. Several processes share the file:
 writers take turns (locks.py) and every lock is waited for in short, jittered pauses, because SQLite's
 own busy handler lets some of them starve. Only SQLite opens the database file in this process: closing
-any other descriptor on it would drop SQLite's POSIX locks.
+any other descriptor on it would drop SQLite's POSIX locks. Before and after each write, and before each
+read, the path must still name the file that is open: nothing is acknowledged that only an unlinked file has.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Database:
         self._turns = WriterTurns(path + ".lock")
         self._writer = threading.Lock()  # held by the thread whose transaction it is, or will be
         self._lock = threading.RLock()  # held by whoever uses the connection
+        self._file: tuple[int, int] | None = None  # device and inode of what is open, once that is known
         self._has_failed = False
         self._is_open = False
         with self._errors_told():
@@ -94,6 +96,7 @@ class Database:
             # Until it begins nothing holds the connection: others may read while this one waits.
             self._patiently(deadline, lambda: self._begin(deadline))
             try:
+                self._require_in_place()
                 yield
                 self._commit(deadline, is_recorded)
             except BaseException:
@@ -116,6 +119,7 @@ class Database:
         """
         deadline = time.monotonic() + seconds
         with self._errors_told():
+            self._require_in_place()
             return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
 
     def fetch(self, statement: str, values: Iterable[Any] = ()) -> list[Row]:
@@ -148,6 +152,7 @@ class Database:
     def _prepare(self) -> None:
         deadline = time.monotonic() + BUSY_SECONDS
         self._judge(self.read(*_IDENTITY))
+        self._file = _file_at(self._path)  # not before: SQLite opens the file with the first statement
         self._patiently(deadline, self._choose_durability)
         if self._patiently(deadline, self._schema_version) < len(self._migrations):
             with self.transaction():
@@ -202,11 +207,29 @@ class Database:
             self._patiently(deadline, lambda: self.execute("COMMIT"))
         except sqlite3.Error as error:
             if _primary_code(error) == sqlite3.SQLITE_IOERR:
-                self._fail(error)
+                self._fail(f"input/output error ({error})", error)
             if self._connection.in_transaction:
                 self.execute("ROLLBACK")
             if is_recorded is None or not self._patiently(deadline, is_recorded):
                 raise
+        if self._file is not None and self._file != _file_at(self._path):
+            self._fail("the database was moved or replaced during a write")
+
+    def _require_in_place(self) -> None:
+        """Refuse to go on with a file that the path no longer names.
+
+        A file that is put back is served again. With another one in its place there are two truths, and
+        only a new start can choose between them.
+        """
+        found = _file_at(self._path)
+        if self._file is None or found == self._file:
+            return
+        if found is not None:
+            self._fail("another file has taken the place of the database")
+        raise StorageError(
+            "The database file has been moved or deleted.",
+            "Nothing was changed. Tell the user to put the file back; then repeat the call.",
+        )
 
     def _begin(self, deadline: float) -> None:
         """Begin, and keep the connection; gives it back if that fails."""
@@ -228,10 +251,10 @@ class Database:
                 if self._connection.in_transaction:
                     self.execute("COMMIT")
 
-    def _fail(self, error: sqlite3.Error) -> NoReturn:
+    def _fail(self, reason: str, error: sqlite3.Error | None = None) -> NoReturn:
         """Nobody else is to be answered either: what they would hear cannot be relied on."""
         self._has_failed = True
-        raise StoreFailure(f"{self._path}: input/output error ({error})") from error
+        raise StoreFailure(f"{self._path}: {reason}") from error
 
     # --- Waiting and errors ---------------------------------------------------------------------------
 
@@ -259,7 +282,9 @@ class Database:
             if code in _TRY_LATER:
                 raise _busy() from error
             if getattr(error, "sqlite_errorcode", 0) in _UNSYNCED:
-                self._fail(error)
+                self._fail(f"input/output error ({error})", error)
+            if code in _DAMAGED:
+                self._fail(_DAMAGED[code], error)
             if self._is_open:  # else it ends the process, with one line of its own
                 say(f"{self._path}: {error}")
             raise StorageError(
@@ -279,14 +304,27 @@ _IDENTITY: tuple[Statement, ...] = (
 # SQLite syncs not only in a commit: also when it rolls a dead writer back, or runs out of cache.
 _UNSYNCED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
+# More writes would make it worse.
+_DAMAGED = {
+    sqlite3.SQLITE_CORRUPT: "The database is damaged.",
+    sqlite3.SQLITE_NOTADB: "The file is not a database.",
+}
+
 _REASONS = {
     sqlite3.SQLITE_FULL: "The disk is full.",
     sqlite3.SQLITE_READONLY: "The database is read-only.",
     sqlite3.SQLITE_CANTOPEN: "The database or its journal cannot be opened.",
     sqlite3.SQLITE_IOERR: "The disk reports an input/output error.",
-    sqlite3.SQLITE_CORRUPT: "The database is damaged.",
-    sqlite3.SQLITE_NOTADB: "The file is not a database.",
 }
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the file at `path`; None if there is none, or none that we may see."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _busy() -> Busy:
