@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ class ArtifactFiles:
 
         Raises TooLarge over ARTIFACT_BYTES and StorageError when the disk refuses; either leaves no file.
         """
-        temporary = os.path.join(self._folder, ".incoming-" + secrets.token_hex(8))
+        temporary = os.path.join(self._folder, ".incoming-" + os.urandom(8).hex())
         try:
             kept = self._write(temporary, chunks)
             os.rename(temporary, self._path(kept.sha256))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from origins import Origin, parse_origin
+if TYPE_CHECKING:
+    from origins import Origin
 
 SERVER_NAME = "mcp-task-server"
 SERVER_TITLE = "MCP Task Server"
@@ -62,6 +63,7 @@ POLL_SECONDS = 0.1  # looking for changes of other processes, while somebody lis
 LIVENESS_SECONDS = 1.0  # looking for owners that died, while somebody waits for a task
 GIT_SECONDS = 2.0  # all calls of git for one answer
 GIT_SECONDS_AT_EXIT = 0.5
+QUIET_SECONDS = 0.03  # STDIO: without a message, until what the first call needs is loaded ahead of it
 CLOSE_SECONDS = 0.5  # for the statement in hand, when the process ends
 HEALTH_SECONDS = 2.0  # the database must answer /health within
 STOP_SECONDS = 1.5  # STDIO: from the signal to the exit, commit in hand included
@@ -170,8 +172,13 @@ def _path(text: str, base_dir: str) -> str:
 
 
 def _origins(environ: Mapping[str, str], name: str) -> tuple[Origin, ...]:
+    texts = environ.get(name, "").replace(",", " ").split()
+    if not texts:
+        return ()
+    from origins import parse_origin
+
     origins = []
-    for text in environ.get(name, "").replace(",", " ").split():
+    for text in texts:
         origin = parse_origin(text)
         if origin is None:
             raise ConfigError(f"{name}: {text!r} is not of the form scheme://host[:port]")

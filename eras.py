@@ -9,8 +9,7 @@ Streamable HTTP, "Request validation".
 
 from __future__ import annotations
 
-import base64
-import re
+import binascii
 from typing import Any
 
 from protocol import (
@@ -28,7 +27,7 @@ from protocol import (
     negotiate,
 )
 
-_ENCODED = re.compile(r"=\?base64\?(.*)\?=")
+_ENCODED = ("=?base64?", "?=")  # around the text of a header that is not plain ASCII
 
 # Which member of params the header Mcp-Name repeats.
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
@@ -127,16 +126,16 @@ def _require_equal_headers(request: Request, version: Any, headers: McpHeaders) 
 
 def _decoded(value: str) -> str | None:
     """Return the text of a header that may be in the form =?base64?...?=; None if that is malformed."""
-    match = _ENCODED.fullmatch(value)
-    if match is None:
+    start, end = _ENCODED
+    if not (value.startswith(start) and value.endswith(end) and len(value) >= len(start + end)):
         return value
-    encoded = match[1]
+    encoded = value[len(start) : -len(end)]
     try:
-        content = base64.b64decode(encoded, validate=True)
+        content = binascii.a2b_base64(encoded, strict_mode=True)
         text = content.decode()
     except ValueError:
         return None
-    is_canonical = base64.b64encode(content).decode() == encoded
+    is_canonical = binascii.b2a_base64(content, newline=False).decode() == encoded
     return text if is_canonical else None
 
 

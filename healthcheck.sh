@@ -129,15 +129,22 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: sys.exit(1))
 params = {"protocolVersion": "2024-11-05", "capabilities": {}}
 params["clientInfo"] = {"name": "healthcheck", "version": "1"}
-request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
-line = json.dumps(request).encode() + b"\n"
+requests = [
+    {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params},
+    {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "list_tasks"}},
+]
+lines = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
 command, limit = [sys.executable, sys.argv[1]], float(sys.argv[2])
 try:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MCP_TASK_DB_PATH"] = folder + "/tasks.db"
         os.environ["MCP_TASK_ARTIFACTS_DIR"] = folder + "/artifacts"
-        server = subprocess.run(command, input=line, capture_output=True, timeout=limit)
-    info = json.loads(server.stdout)["result"]["serverInfo"]
+        os.environ["PYTHONPYCACHEPREFIX"] = folder + "/byte-code"
+        server = subprocess.run(command, input=lines, capture_output=True, timeout=limit)
+    initialized, listed = map(json.loads, server.stdout.splitlines())
+    info = initialized["result"]["serverInfo"]
+    if listed["result"]["isError"]:
+        sys.exit(listed["result"]["content"][0]["text"])
     print(info["name"], info["version"])
 except subprocess.TimeoutExpired:
     sys.exit(f"it did not answer and end within {limit:g} s")
@@ -145,7 +152,7 @@ except OSError as error:
     sys.exit(str(error))
 except (ValueError, LookupError, TypeError):
     complaint = server.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    sys.exit(complaint or "it did not answer initialize")
+    sys.exit(complaint or "it did not answer")
 PYTHON
   ); then
     ok stdio "${outcome}"

@@ -38,7 +38,7 @@ class Session(EventStream):
 
     def __init__(self, client_id: str, forget: Callable[[Session], None]) -> None:
         self.client_id = client_id
-        self.peer = Peer(self.deliver)
+        self.peer = Peer(self.deliver, secrets.token_hex(8))
         self._forget = forget
         self._send: Callable[[bytes], None] | None = None
 
@@ -61,7 +61,7 @@ class Listening(EventStream):
     """The answer to a request at /mcp that goes on: its frames wait until the stream is open."""
 
     def __init__(self, forget: Callable[[Listening], None]) -> None:
-        self.peer = Peer(self._deliver, is_connected=False)
+        self.peer = Peer(self._deliver, session_id=None)
         self._forget = forget
         self._lock = threading.Lock()
         self._waiting: list[bytes] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 
 from config import SERVER_NAME
 
@@ -18,6 +17,8 @@ def say(line: str) -> None:
 
 def say_exception() -> None:
     """Write the traceback of the exception in hand."""
+    import traceback  # only here: it should not be needed, and takes long to load
+
     try:
         traceback.print_exc(file=sys.stderr)
     except (OSError, ValueError):

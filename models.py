@@ -1,17 +1,29 @@
 """The data as pydantic models: what a task, a checkpoint and their parts are.
 
 These are the stored and shown shapes. They carry no limits: those belong to the arguments of a tool, so
-that nothing once stored can become unreadable when a limit changes.
+that nothing once stored can become unreadable when a limit changes. Annotations are no strings here: pydantic
+would have to compile each one anew whenever a server starts.
 """
-
-from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 ANYONE = "any"  # the addressee of a handoff to whoever comes first
+
+
+class Model(BaseModel):
+    """Base of all models: its validator is made when it is first used, since a session uses few of them."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+def build_models(base: type[Model] = Model) -> None:
+    """Make the validators of all models that are known by now."""
+    for model in base.__subclasses__():
+        model.model_rebuild()
+        build_models(model)
 
 
 class Status(StrEnum):
@@ -36,7 +48,7 @@ class TestStatus(StrEnum):
     UNKNOWN = "unknown"
 
 
-class TestRun(BaseModel):
+class TestRun(Model):
     """One run of a test command, as an agent reports it."""
 
     __test__: ClassVar[bool] = False
@@ -49,7 +61,7 @@ class TestRun(BaseModel):
 ArtifactType = Literal["file", "diff", "log"]
 
 
-class Artifact(BaseModel):
+class Artifact(Model):
     """What is known about a stored file; `size` in bytes, `number` counts from 1 within the task."""
 
     number: int
@@ -62,7 +74,7 @@ class Artifact(BaseModel):
     created_at: str
 
 
-class Handoff(BaseModel):
+class Handoff(Model):
     """A transfer. `to_agent` is None where the sender was exhausted and named nobody."""
 
     from_agent: str
@@ -71,7 +83,7 @@ class Handoff(BaseModel):
     created_at: str
 
 
-class Progress(BaseModel):
+class Progress(Model):
     """What an agent knows about its work: the part of a task that a checkpoint carries."""
 
     completed_steps: list[str] = []
@@ -86,7 +98,7 @@ class Progress(BaseModel):
 PRIORITY = 2  # of a task that says nothing: 0 is most urgent, 4 least
 
 
-class Report(BaseModel):
+class Report(Model):
     """What one checkpoint call says about the work; None where it says nothing."""
 
     completed_steps: list[str] | None = None
@@ -103,7 +115,7 @@ class Report(BaseModel):
         return all(value is None for _, value in self)
 
 
-class Task(BaseModel):
+class Task(Model):
     """A task as `get_task` shows it. Times are UTC, RFC 3339 with milliseconds."""
 
     task_id: str
@@ -146,7 +158,7 @@ class Task(BaseModel):
         return Progress.model_construct(**{name: getattr(self, name) for name in Progress.model_fields})
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(Model):
     """An immutable state of a task's progress; `number` counts from 1 within the task."""
 
     task_id: str
@@ -157,7 +169,7 @@ class Checkpoint(BaseModel):
     dropped_steps: list[str] = []
 
 
-class NewTask(BaseModel):
+class NewTask(Model):
     """What `create_task` makes a task from; `task_id` None lets the store choose one."""
 
     task_id: str | None
@@ -178,7 +190,7 @@ class OwnerState(StrEnum):
     UNKNOWN = "unknown"  # nothing is connected, but it was heard of not long ago
 
 
-class TaskFilter(BaseModel):
+class TaskFilter(Model):
     """Which tasks `list_tasks` shows; None where it does not matter."""
 
     status: Status | None = None
@@ -190,7 +202,7 @@ class TaskFilter(BaseModel):
     owner_state: OwnerState | None = None
 
 
-class ClaimFilter(BaseModel):
+class ClaimFilter(Model):
     """Which tasks `claim_task` may take; None where it does not matter."""
 
     repo_path: str | None = None

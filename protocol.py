@@ -8,7 +8,6 @@ the rows of one table, and their dates stand nowhere else.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
@@ -222,20 +221,18 @@ class Notification(NamedTuple):
 class Peer:
     """One connection: what was negotiated on it, and how to send to it unasked.
 
-    `revision` is None until `initialize` was answered. `is_connected` is False where a request has no
-    connection that would outlive it (/mcp); `send` then reaches the request's own answer. `session_id`
-    tells one connection from another, also across processes; None where there is none. `is_gone` is set
-    once the connection has ended.
+    `revision` is None until `initialize` was answered. `session_id` tells one connection from another, also
+    across processes; it is None where a request has no connection that would outlive it (/mcp), and `send`
+    then reaches the request's own answer. `is_gone` is set once the connection has ended.
     """
 
-    __slots__ = ("is_connected", "is_gone", "revision", "send", "session_id")
+    __slots__ = ("is_gone", "revision", "send", "session_id")
 
-    def __init__(self, send: Callable[[bytes], None], is_connected: bool = True) -> None:
+    def __init__(self, send: Callable[[bytes], None], session_id: str | None) -> None:
         self.send = send
-        self.is_connected = is_connected
+        self.session_id = session_id
         self.is_gone = False
         self.revision: Revision | None = None
-        self.session_id = secrets.token_hex(8) if is_connected else None
 
 
 class McpHeaders(NamedTuple):
@@ -262,8 +259,47 @@ class Reply(NamedTuple):
     is_late: bool = False
 
 
+class Call(NamedTuple):
+    """A request on its way to its method, with the revision it is written in."""
+
+    request: Request
+    peer: Peer
+    revision: Revision
+    may_wait: bool = True  # False inside a batch, which is answered as a whole
+
+    @property
+    def params(self) -> JsonObject:
+        """What the request says."""
+        return self.request.params
+
+    @property
+    def can_subscribe(self) -> bool:
+        """Whether the peer can be told of changes."""
+        is_connected = self.peer.session_id is not None
+        return self.revision.is_stateless or (self.revision.subscribes and is_connected)
+
+    def string(self, name: str) -> str | None:
+        """Return a member of the parameters that must be a string if it is there; raises InvalidParams."""
+        value = self.params.get(name)
+        if value is not None and not isinstance(value, str):
+            raise InvalidParams(f"params.{name} must be a string")
+        return value
+
+    def refuse_cursor(self) -> None:
+        """Raise InvalidParams for a cursor where a list has one page."""
+        if self.string("cursor") is not None:
+            raise InvalidParams("Invalid cursor: this list has one page")
+
+    def reply(self, result: JsonObject) -> Reply:
+        """Return the reply that carries a method's plain result."""
+        return Reply(result_message(self.request.id, adapt(self.request.method, result, self.revision)))
+
+
 class MessageHandler(Protocol):
     """What a transport hands its messages to."""
+
+    def prepare(self) -> None:
+        """Get ready for all that may come; raises StoreFailure when the process cannot serve."""
 
     def handle(self, raw: bytes, peer: Peer, headers: McpHeaders | None = None) -> Reply:
         """Answer one message; `headers` come with requests to /mcp only."""
@@ -321,6 +357,12 @@ _encode: Callable[[Any], str] = json.JSONEncoder(
 ).encode
 
 
+class JsonText(str):
+    """JSON that is written already: in a result it stands as it is, not as a string."""
+
+    __slots__ = ()
+
+
 def encode_text(value: Any) -> str:
     """Return compact JSON for a model to read, as part of a message: not escaped, since that comes later."""
     return _encode_text(value)
@@ -331,9 +373,29 @@ _encode_text: Callable[[Any], str] = json.JSONEncoder(
 ).encode
 
 
+def tool_result(answer: JsonObject | str, is_error: bool) -> JsonObject:
+    """Return the result of a tool call whose answer is an object, or the JSON text of one.
+
+    Some clients show the model the text, others the object: they are the same, and written once.
+    """
+    text = answer if isinstance(answer, str) else encode_text(answer)
+    return {
+        "content": [{"type": "text", "text": text}],
+        "structuredContent": JsonText(text),
+        "isError": is_error,
+    }
+
+
 def result_message(request_id: RequestId, result: JsonObject) -> bytes:
-    """Return the bytes of a JSON-RPC response that carries `result`."""
-    return _encode({"jsonrpc": "2.0", "id": request_id, "result": result}).encode("ascii")
+    """Return the bytes of a JSON-RPC response that carries `result`, whose members may be JsonText."""
+    members = ",".join([f'"{name}":{_encode_member(value)}' for name, value in result.items()])
+    return f'{{"jsonrpc":"2.0","id":{_encode(request_id)},"result":{{{members}}}}}'.encode("ascii")
+
+
+def _encode_member(value: Any) -> str:
+    if not isinstance(value, JsonText):
+        return _encode(value)
+    return value if value.isascii() else _encode(_decode(value))
 
 
 def error_message(request_id: RequestId | None, error: RpcError) -> bytes:

@@ -9,7 +9,6 @@ lie in a folder beside the database; the database itself is never touched.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -74,7 +73,7 @@ class ProcessLocks:
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             while True:
-                name = secrets.token_hex(8)
+                name = os.urandom(8).hex()
                 file = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file).st_nlink:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-from config import MESSAGE_BYTES, STOP_SECONDS
+from config import MESSAGE_BYTES, QUIET_SECONDS, STOP_SECONDS
 from protocol import MessageHandler, Peer, unreadable
 
 
@@ -25,7 +25,7 @@ class StdioLoop:
 
     def __init__(self, handler: MessageHandler) -> None:
         self._handler = handler
-        self._peer = Peer(self._notify)
+        self._peer = Peer(self._notify, os.urandom(8).hex())
         self._input = 0
         self._output = _claim_stdout()
         for end in (self._input, self._output):
@@ -34,6 +34,7 @@ class StdioLoop:
         self._is_stopping = False
         self._is_writing = False  # maybe to a client that does not read
         self._arrivals = _poll_with_signals(self._input)
+        self._is_prepared = False
 
     @property
     def session_id(self) -> str:
@@ -74,7 +75,13 @@ class StdioLoop:
                 self._write(reply.body + b"\n")
 
     def _read(self) -> bytes:
-        """Wait for input or a signal; return b"" when there is no more of the one, or the other came."""
+        """Wait for input or a signal; return b"" when there is no more of the one, or the other came.
+
+        While the client is quiet for the first time, the handler gets ready for what comes next.
+        """
+        if not self._is_prepared and not self._arrivals.poll(1000 * QUIET_SECONDS):
+            self._is_prepared = True
+            self._handler.prepare()
         self._arrivals.poll()
         return b"" if self._is_stopping else os.read(self._input, 1 << 16)
 

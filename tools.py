@@ -2,71 +2,62 @@
 
 `TOOLS` is all there is: what `tools/list` shows, what `tools/call` runs and what the README documents
 derive from the functions decorated with `tool`. A docstring here
-is what a model reads: when to call the tool, and what comes back. Arguments are lenient in what real
-clients send (null for "left out", a list as JSON text, one string for a list), strict in their names.
-"""
+is what a model reads: when to call the tool, and what comes back.
 
-from __future__ import annotations
+Annotations are no strings here: pydantic would have to compile each one anew whenever a server starts.
+"""
 
 import base64
 import codecs
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
+from pydantic import Field
+
+from arguments import (
+    AgentName,
+    AnyArtifactType,
+    AnyOwnerState,
+    AnyStatus,
+    Arguments,
+    CheckpointArguments,
+    Count,
+    Encoding,
+    FileName,
+    FilePath,
+    Folder,
+    Name,
+    NameOrNobody,
+    Offset,
+    Priority,
+    Query,
+    ReportArguments,
+    SomeText,
+    Tag,
+    Tags,
+    TaskId,
+    TaskIds,
+    Texts,
+    Title,
+    View,
+    call_id,
+    validated,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
-
 from attachment import chunks_of, open_attachable
 from brief import Background, resume_brief
 from config import (
     ARTIFACT_CHUNK_BYTES,
-    ARTIFACT_NAME_CHARACTERS,
     BRIEF_CHARACTERS,
     BRIEF_CHARACTERS_MAX,
     BRIEF_CHARACTERS_MIN,
     CLAIM_WAIT_SECONDS,
-    DEPENDENCIES,
     HISTORY_PAGE,
-    ID_CHARACTERS,
-    LIST_ENTRIES,
-    PATH_CHARACTERS,
-    QUERY_CHARACTERS,
-    TAG_CHARACTERS,
-    TAGS,
     TASKS_PAGE,
     TASKS_PAGE_MAX,
-    TEXT_BYTES,
-    TITLE_CHARACTERS,
 )
-from errors import InvalidArguments, NotOwner, TooLarge, ToolError
-from lifecycle import agent_key
-from models import (
-    ANYONE,
-    PRIORITY,
-    ArtifactType,
-    ClaimFilter,
-    NewTask,
-    OwnerState,
-    Progress,
-    Report,
-    Status,
-    Task,
-    TaskFilter,
-    TestRun,
-    TestStatus,
-)
+from errors import InvalidArguments, NotOwner, ToolError
+from models import PRIORITY, ClaimFilter, NewTask, OwnerState, Progress, Task, TaskFilter
 from repository import drift, observe
 from sessions import Caller
 from store import Claim, Store
@@ -107,6 +98,26 @@ class Wait(NamedTuple):
     otherwise: Callable[[], tuple[JsonObject, bool]]
 
 
+def call_tool(name: str, arguments: JsonObject, workplace: Workplace) -> tuple[JsonObject | Wait, bool]:
+    """Run tool `name` (a key of TOOLS) and return its answer, and whether that is a refusal."""
+    tool = TOOLS[name]
+    try:
+        return tool.run(validated(name, tool.arguments, arguments), workplace), False
+    except ToolError as error:
+        return refusal(error), True
+
+
+def refusal(error: ToolError) -> JsonObject:
+    """Return the answer of a tool call that cannot be carried out."""
+    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+
+
+# --- Registering --------------------------------------------------------------------------------------
+
+
+Run = Callable[[Any, Workplace], JsonObject | Wait]
+
+
 class Tool(NamedTuple):
     """A tool as it is listed and called; `run` takes the validated arguments."""
 
@@ -119,207 +130,7 @@ class Tool(NamedTuple):
     repeatable: bool
 
 
-Run = Callable[[Any, Workplace], JsonObject | Wait]
 TOOLS: dict[str, Tool] = {}
-
-
-def call_tool(name: str, arguments: JsonObject, workplace: Workplace) -> tuple[JsonObject | Wait, bool]:
-    """Run tool `name` (a key of TOOLS) and return its answer, and whether that is a refusal."""
-    tool = TOOLS[name]
-    try:
-        return tool.run(_validated(tool, arguments), workplace), False
-    except ToolError as error:
-        return refusal(error), True
-
-
-def refusal(error: ToolError) -> JsonObject:
-    """Return the answer of a tool call that cannot be carried out."""
-    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-
-
-def list_tools() -> list[JsonObject]:
-    """Return the tools as `tools/list` shows them, in the newest revision's shape."""
-    return [
-        {
-            "name": tool.name,
-            "title": tool.title,
-            "description": tool.description,
-            "inputSchema": _flat_schema(tool),
-            # Every write is safe to repeat, nothing reaches beyond the task store, and nothing is
-            # destroyed: what update_task replaces stays in the event log. Some hosts refuse tools that
-            # do not say so.
-            "annotations": {
-                "readOnlyHint": tool.read_only,
-                "destructiveHint": False,
-                "idempotentHint": tool.repeatable,
-                "openWorldHint": False,
-            },
-        }
-        for tool in TOOLS.values()
-    ]
-
-
-# --- What arguments may be ----------------------------------------------------------------------------
-
-
-def _text(value: str) -> str:
-    size = len(value) if value.isascii() else len(value.encode())
-    if size > TEXT_BYTES:
-        message = "has {size} bytes; the limit of a text is {limit}"
-        raise PydanticCustomError("too_large", message, {"size": size, "limit": TEXT_BYTES})
-    return value
-
-
-def _list(value: Any) -> Any:
-    """Take what clients send for a list: the list, its JSON text, or its only entry."""
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                pass  # a sentence that starts with a bracket
-        elif not value.strip():
-            value = []
-    if value is not None and not isinstance(value, list):
-        value = [value]
-    if value is not None and len(value) > LIST_ENTRIES:
-        message = "has {size} entries; the limit of a list is {limit}"
-        raise PydanticCustomError("too_large", message, {"size": len(value), "limit": LIST_ENTRIES})
-    return value
-
-
-def _test_run(value: Any) -> Any:
-    return {"summary": value} if isinstance(value, str) else value
-
-
-def _keyword(value: Any) -> Any:
-    """Take a keyword in any case, with blanks or hyphens."""
-    return "_".join(value.lower().replace("-", " ").split()) if isinstance(value, str) else value
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise PydanticCustomError("unprintable", "must not hold control characters or line breaks")
-    return value
-
-
-def _no_nul(value: str) -> str:
-    if "\0" in value:
-        raise PydanticCustomError("nul", "must not hold a NUL character")
-    return value
-
-
-def _not_anyone(value: str) -> str:
-    if agent_key(value) == ANYONE:
-        raise PydanticCustomError("reserved", "must be the agent's own name; 'any' means whoever comes first")
-    return value
-
-
-def _folder(value: str) -> str:
-    return value.rstrip("/") or value[:1]
-
-
-def _encoding(value: Any) -> Any:
-    name = value.strip().lower() if isinstance(value, str) else value
-    return "utf-8" if name in ("utf8", "utf_8") else name
-
-
-def _without_blanks(values: list[str]) -> list[str]:
-    return [value for value in values if value]
-
-
-def _unique(values: list[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def _at_most(limit: int) -> Any:
-    def check(values: list[str]) -> list[str]:
-        if len(values) > limit:
-            message = "has {size} entries; the limit is {limit}"
-            raise PydanticCustomError("too_large", message, {"size": len(values), "limit": limit})
-        return values
-
-    return AfterValidator(check)
-
-
-def _characters(shortest: int, longest: int, pattern: str | None = None) -> Any:
-    return StringConstraints(strip_whitespace=True, min_length=shortest, max_length=longest, pattern=pattern)
-
-
-TaskId = Annotated[str, _characters(1, ID_CHARACTERS, r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Name = Annotated[str, _characters(1, ID_CHARACTERS), AfterValidator(_printable)]
-NameOrNobody = Annotated[str, _characters(0, ID_CHARACTERS), AfterValidator(_printable)]
-AgentName = Annotated[Name, AfterValidator(_not_anyone)]
-FileName = Annotated[str, _characters(1, ARTIFACT_NAME_CHARACTERS), AfterValidator(_printable)]
-FilePath = Annotated[str, _characters(1, PATH_CHARACTERS), AfterValidator(_no_nul)]
-Folder = Annotated[str, _characters(0, PATH_CHARACTERS), AfterValidator(_no_nul), AfterValidator(_folder)]
-Title = Annotated[str, _characters(1, TITLE_CHARACTERS)]
-Query = Annotated[str, _characters(0, QUERY_CHARACTERS)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_text)]
-SomeText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_text)]
-Texts = Annotated[list[Text], BeforeValidator(_list), AfterValidator(_without_blanks)]
-AnyStatus = Annotated[Status, BeforeValidator(_keyword)]
-Tag = Annotated[str, _characters(1, TAG_CHARACTERS), AfterValidator(_printable), AfterValidator(str.casefold)]
-Tags = Annotated[list[Tag], BeforeValidator(_list), AfterValidator(_unique), _at_most(TAGS)]
-TaskIds = Annotated[list[TaskId], BeforeValidator(_list), AfterValidator(_unique), _at_most(DEPENDENCIES)]
-Priority = Annotated[int, Field(ge=0, le=4)]
-Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
-Offset = Annotated[int, Field(ge=0, le=2**63 - 1)]
-
-
-class Arguments(BaseModel):
-    """Base of all arguments: an unknown name is an error, since a typo must not lose data."""
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: member for name, member in value.items() if member is not None}
-        return value
-
-
-class ReportedRun(Arguments):
-    """A test run as a caller gives it."""
-
-    command: Text = ""
-    status: Annotated[
-        Literal["passed", "failed", "error", "skipped", "unknown"], BeforeValidator(_keyword)
-    ] = "unknown"
-    summary: Text = ""
-
-    def test_run(self) -> TestRun:
-        """Return it in the shape that is stored."""
-        return TestRun(command=self.command, status=TestStatus(self.status), summary=self.summary)
-
-
-ReportedRuns = Annotated[list[Annotated[ReportedRun, BeforeValidator(_test_run)]], BeforeValidator(_list)]
-
-
-class ReportArguments(Arguments):
-    """The checkpoint fields, which every tool that ends or passes on work takes too."""
-
-    completed_steps: Texts | None = Field(None, description="Added to those known")
-    remaining_steps: Texts | None = Field(None, description="All that is left; replaces the list")
-    resume_prompt: Text | None = Field(None, description="What the next agent must know")
-    test_results: ReportedRuns | None = Field(
-        None,
-        description="Each: command, status (passed, failed, error, skipped), summary. Replaces the list",
-    )
-    decisions: Texts | None = Field(None, description="With their reasons")
-    dead_ends: Texts | None = Field(None, description="Tried and failed")
-    files: Texts | None = None
-
-    def report(self) -> Report:
-        """Return what the call says about the work."""
-        said = {name: getattr(self, name, None) for name in Report.model_fields}
-        if self.test_results is not None:
-            said["test_results"] = [reported.test_run() for reported in self.test_results]
-        return Report.model_construct(**said)
-
-
-# --- Registering --------------------------------------------------------------------------------------
 
 
 def tool(
@@ -374,9 +185,7 @@ def create_task(arguments: CreateTask, workplace: Workplace) -> JsonObject:
 
 class GetTask(Arguments):
     task_id: TaskId
-    view: Annotated[Literal["resume", "history"], BeforeValidator(_keyword)] | None = Field(
-        None, description="resume: short brief; history: events"
-    )
+    view: View | None = Field(None, description="resume: short brief; history: events")
     max_chars: Annotated[int, Field(ge=BRIEF_CHARACTERS_MIN, le=BRIEF_CHARACTERS_MAX)] | None = Field(
         None, description=f"Of the brief. Default: {BRIEF_CHARACTERS}"
     )
@@ -427,12 +236,6 @@ def claim_task(arguments: ClaimTask, workplace: Workplace) -> JsonObject | Wait:
     return _Claiming(arguments, workplace).answer()
 
 
-class CheckpointArguments(ReportArguments):
-    """A report that is kept as a checkpoint."""
-
-    dropped_steps: Texts | None = Field(None, description="Given up on purpose")
-
-
 class SaveCheckpoint(CheckpointArguments):
     task_id: TaskId
     agent: AgentName
@@ -445,7 +248,7 @@ def save_checkpoint(arguments: SaveCheckpoint, workplace: Workplace) -> JsonObje
         arguments.task_id,
         workplace.caller(arguments.agent),
         arguments.report(),
-        _call_id("save_checkpoint", arguments),
+        call_id("save_checkpoint", arguments),
         _work_tree(workplace.store, arguments.task_id),
     )
 
@@ -466,7 +269,7 @@ def handoff_task(arguments: HandoffTask, workplace: Workplace) -> JsonObject:
         arguments.to_agent,
         arguments.reason,
         arguments.report(),
-        _call_id("handoff_task", arguments),
+        call_id("handoff_task", arguments),
         _work_tree(workplace.store, arguments.task_id),
     )
     if is_new:
@@ -488,7 +291,7 @@ def mark_exhausted(arguments: MarkExhausted, workplace: Workplace) -> JsonObject
         workplace.caller(arguments.agent),
         arguments.reason,
         arguments.report(),
-        _call_id("mark_exhausted", arguments),
+        call_id("mark_exhausted", arguments),
         _work_tree(workplace.store, arguments.task_id),
     )
 
@@ -496,12 +299,10 @@ def mark_exhausted(arguments: MarkExhausted, workplace: Workplace) -> JsonObject
 class AttachArtifact(Arguments):
     task_id: TaskId
     name: FileName
-    type: Annotated[ArtifactType, BeforeValidator(_keyword)] | None = Field(None, description="Default: file")
+    type: AnyArtifactType | None = Field(None, description="Default: file")
     content: str | None = None  # kept to the byte; its limit is that of the message
     path: FilePath | None = Field(None, description="Of a local file")
-    encoding: Annotated[Literal["utf-8", "base64"], BeforeValidator(_encoding)] | None = Field(
-        None, description="Of content. Default: utf-8"
-    )
+    encoding: Encoding | None = Field(None, description="Of content. Default: utf-8")
     agent: AgentName | None = None
 
 
@@ -529,7 +330,7 @@ class ListTasks(Arguments):
     query: Query | None = Field(None, description="Words it must hold")
     tag: Tag | None = None
     ready: bool | None = Field(None, description="Open, nothing to wait for")
-    owner_state: Annotated[OwnerState, BeforeValidator(_keyword)] | None = None
+    owner_state: AnyOwnerState | None = None
     limit: Annotated[int, Field(ge=1, le=TASKS_PAGE_MAX)] | None = Field(
         None, description=f"Default: {TASKS_PAGE}"
     )
@@ -580,7 +381,7 @@ def update_task(arguments: UpdateTask, workplace: Workplace) -> JsonObject:
         if (value := getattr(arguments, name)) is not None:
             fields[name] = value or None
     return workplace.store.update_task(
-        arguments.task_id, fields, arguments.expected_version, _call_id("update_task", arguments)
+        arguments.task_id, fields, arguments.expected_version, call_id("update_task", arguments)
     )
 
 
@@ -733,100 +534,3 @@ def _whole_characters(chunk: bytes) -> tuple[int, bytes]:
     decoder.decode(chunk[start:])
     unfinished, _ = decoder.getstate()
     return start, chunk[start : len(chunk) - len(unfinished)]
-
-
-# --- Validation and schema ----------------------------------------------------------------------------
-
-
-def _call_id(name: str, arguments: Arguments) -> str:
-    """Return what makes two calls the same call: the tool and all that was said."""
-    said = name + arguments.model_dump_json(exclude_none=True)
-    return hashlib.sha256(said.encode()).hexdigest()
-
-
-def _validated(tool: Tool, arguments: JsonObject) -> Arguments:
-    try:
-        return tool.arguments.model_validate(arguments)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-    kind = TooLarge if problems[0]["type"] in _TOO_LARGE else InvalidArguments
-    shown = [_told(problem, tool) for problem in problems[:_PROBLEMS_SHOWN]]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more")
-    raise kind("; ".join(shown) + ".", _usage(tool))
-
-
-_TOO_LARGE = ("too_large", "string_too_long")
-# Pydantic's words where they would leave a reader guessing.
-_RULES = {
-    "string_type": "it must be a string",
-    "string_too_short": "it must not be empty",
-    "string_pattern_mismatch": "it must be letters, digits, '.', '_' or '-', the first a letter or digit",
-    "string_too_long": "it has more than {max_length} characters",
-    "less_than_equal": "it must be at most {le:g}",
-    "greater_than_equal": "it must be at least {ge:g}",
-    "list_type": "it must be a list",
-    "literal_error": "it must be one of {expected}",
-    "enum": "it must be one of {expected}",
-}
-_PROBLEMS_SHOWN = 5
-_VALUE_SHOWN = 60
-
-
-def _told(problem: ErrorDetails, tool: Tool) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-    where = where[1:101]
-    if problem["type"] == "missing":
-        return f"{where} is missing"
-    if problem["type"] == "extra_forbidden" and len(problem["loc"]) > 1:
-        return f"{where} is unknown; there are {', '.join(ReportedRun.model_fields)}"
-    if problem["type"] == "extra_forbidden":
-        return f"{tool.name} has no argument {where}"
-    if problem["type"] in _TOO_LARGE:
-        return f"{where}: {problem['msg']}"
-    value = json.dumps(problem["input"], default=str)
-    value = value if len(value) <= _VALUE_SHOWN else value[:_VALUE_SHOWN] + "..."
-    rule = _RULES.get(problem["type"], "{msg}").format(msg=problem["msg"], **problem.get("ctx", {}))
-    return f"{where} is {value}: {rule}"
-
-
-def _usage(tool: Tool) -> str:
-    fields = tool.arguments.model_fields
-    needed = [name for name, field in fields.items() if field.is_required()]
-    optional = [name for name in fields if name not in needed]
-    needs = f"needs {', '.join(needed)}" if needed else "needs no argument"
-    return f"Nothing was changed. {tool.name} {needs}; it also takes {', '.join(optional)}."
-
-
-_SCHEMA_MEMBERS = ("type", "description", "enum", "items", "properties", "required")
-
-
-def _flat_schema(tool: Tool) -> JsonObject:
-    """Return the input schema in the subset that every client's model API accepts.
-
-    A root object, each property with a single type, arrays with items; no anyOf, $ref, null or titles.
-    Every request of a model pays for it: the fields of a report are described once, with save_checkpoint.
-    """
-    schema = tool.arguments.model_json_schema()
-    flat = _flattened(schema, schema.get("$defs", {}))
-    if tool.arguments is not SaveCheckpoint:
-        for name in CheckpointArguments.model_fields.keys() & flat["properties"].keys():
-            flat["properties"][name].pop("description", None)
-    return flat
-
-
-def _flattened(schema: JsonObject, definitions: JsonObject) -> JsonObject:
-    if "anyOf" in schema:  # an optional argument: the alternative to null
-        schema = {**schema["anyOf"][0], **schema}
-    if "$ref" in schema:  # a definition's own description is for readers of the code
-        schema = {**definitions[schema["$ref"].rpartition("/")[2]], "description": None, **schema}
-    flat = {name: schema[name] for name in _SCHEMA_MEMBERS if schema.get(name) is not None}
-    if "items" in flat:  # of objects the description says all
-        items = _flattened(flat["items"], definitions)
-        flat["items"] = {"type": "object"} if items["type"] == "object" else items
-    if "properties" in flat:
-        required_first = sorted(flat["properties"], key=lambda name: name not in flat.get("required", ()))
-        flat["properties"] = {
-            name: _flattened(schema["properties"][name], definitions) for name in required_first
-        }
-    return flat

@@ -18,9 +18,14 @@ TRANSPORTS = [*HTTP, "stdio_transport", "origins"]
 PURE = ["protocol", "eras", "errors", "lifecycle", "models", "brief", "origins"]
 SQL = ["database", "schema", "presence", "store", "dependencies", "listing", "notices"]
 KEEPING = [*SQL, "lifecycle", "models", "sessions", "locks", "artifact_files", "attachment", "repository"]
+ENTRY = ["server", "cli"]
 SPEAKING = [
     "protocol",
     "eras",
+    "dispatcher",
+    "methods",
+    "tool_list",
+    "arguments",
     "tools",
     "resources",
     "prompts",
@@ -98,7 +103,7 @@ def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 def test_the_named_modules_are_there() -> None:
     """The modules that the walls are about exist, so that no test here looks at nothing."""
-    named = {"server", "config", "log", *TRANSPORTS, *PURE, *KEEPING, *SPEAKING, *PROCESSES}
+    named = {"config", "log", *ENTRY, *TRANSPORTS, *PURE, *KEEPING, *SPEAKING, *PROCESSES}
     assert named <= set(MODULES)
     assert len(HTTP) >= 2
 
@@ -112,7 +117,7 @@ def test_a_transport_knows_bytes_only(name: str) -> None:
 @pytest.mark.parametrize("name", KEEPING)
 def test_what_keeps_tasks_knows_no_protocol(name: str) -> None:
     """What keeps tasks knows neither JSON-RPC nor tools nor transports, not even through another module."""
-    assert not reachable(name) & {"server", "wakeup", *SPEAKING, *HTTP, "stdio_transport"}
+    assert not reachable(name) & {"wakeup", *ENTRY, *SPEAKING, *HTTP, "stdio_transport"}
 
 
 @pytest.mark.parametrize("name", ["protocol", "eras"])
@@ -124,15 +129,15 @@ def test_the_protocol_knows_no_tasks(name: str) -> None:
 @pytest.mark.parametrize("name", ["tools", "brief", "wakeup"])
 def test_the_tools_know_no_transport(name: str) -> None:
     """Tools return plain answers; who carries them, and in which revision, is the dispatcher's business."""
-    others = {"server", "eras", "resources", "prompts", "subscriptions", "waiting", "farewells"}
-    assert not reachable(name) & {*others, *HTTP, "stdio_transport"}
+    others = set(SPEAKING) - {"arguments", "tools", "brief", "protocol"}
+    assert not reachable(name) & {*ENTRY, *others, *HTTP, "stdio_transport"}
     assert name == "brief" or "protocol" not in imports(name)
 
 
 @pytest.mark.parametrize("name", ["resources", "prompts", "subscriptions", "waiting", "farewells"])
 def test_what_speaks_knows_no_transport(name: str) -> None:
     """Resources, prompts and whoever notifies send through a peer, whatever is behind it."""
-    assert not reachable(name) & {"server", *HTTP, "stdio_transport"}
+    assert not reachable(name) & {*ENTRY, "dispatcher", *HTTP, "stdio_transport"}
 
 
 def test_rows_and_statements_stay_inside_the_store() -> None:
@@ -140,7 +145,7 @@ def test_rows_and_statements_stay_inside_the_store() -> None:
     for inner in set(SQL) - {"store"}:
         assert importers(inner) <= set(SQL), inner
     assert importers("store") == {
-        "server",
+        "cli",
         "tools",
         "resources",
         "prompts",
@@ -154,15 +159,20 @@ def test_rows_and_statements_stay_inside_the_store() -> None:
     ("inner", "users"),
     [
         ("server", set()),
-        ("tools", {"server", "prompts", "waiting"}),
-        ("eras", {"server"}),
+        ("cli", {"server"}),
+        ("dispatcher", {"cli"}),
+        ("methods", {"cli", "dispatcher"}),
+        ("tools", {"cli", "methods", "prompts", "waiting"}),
+        ("arguments", {"tools"}),
+        ("tool_list", {"dispatcher"}),
+        ("eras", {"dispatcher"}),
         ("brief", {"tools"}),
         ("wakeup", {"tools"}),
-        ("repository", {"server", "tools"}),
+        ("repository", {"methods", "tools"}),
         ("attachment", {"tools"}),
         ("artifact_files", {"store"}),
-        ("stdio_transport", {"server"}),
-        ("http_transport", {"server"}),
+        ("stdio_transport", {"cli"}),
+        ("http_transport", {"cli"}),
     ],
 )
 def test_a_room_has_its_doors(inner: str, users: set[str]) -> None:
@@ -195,15 +205,15 @@ def test_rules_do_no_input_or_output(name: str) -> None:
         ("socket", {"http_sockets"}),
         ("selectors", {"http_sockets"}),
         ("fcntl", {"locks"}),
-        ("signal", {"server", "stdio_transport"}),
-        ("argparse", {"server"}),
+        ("signal", {"cli", "stdio_transport"}),
+        ("argparse", {"cli"}),
         ("subprocess", set(PROCESSES)),
         ("traceback", {"log"}),
         # Chance: jitter, and names that nobody can guess or meet again.
         ("random", {"database"}),
-        ("secrets", {"artifact_files", "http_transport", "protocol", "sessions"}),
-        ("pydantic", {"models", "tools"}),
-        ("pydantic_core", {"tools"}),
+        ("secrets", {"http_transport"}),
+        ("pydantic", {"arguments", "models", "tools"}),
+        ("pydantic_core", {"arguments"}),
     ],
 )
 def test_a_package_has_its_place(package: str, users: set[str]) -> None:
@@ -251,7 +261,9 @@ def test_processes_are_started_in_two_modules(name: str) -> None:
 def test_files_are_opened_in_few_modules(name: str) -> None:
     """Artifacts, files to attach, lock files and the token are opened where they belong; nothing else is."""
     opens = called(name) & {"open", "os.open", "io.open", "os.fdopen", "tempfile.NamedTemporaryFile"}
-    assert bool(opens) == (name in ("artifact_files", "attachment", "config", "locks", "sessions"))
+    assert bool(opens) == (
+        name in ("artifact_files", "attachment", "config", "locks", "sessions", "tool_list")
+    )
 
 
 # --- SQL ------------------------------------------------------------------------------------------------
@@ -302,10 +314,10 @@ def test_values_never_become_part_of_a_statement(name: str) -> None:
 
 @each_module
 def test_the_environment_is_read_in_one_place(name: str) -> None:
-    """server.py hands os.environ to load_settings; who starts a program passes it on; nobody else looks."""
+    """cli.py hands os.environ to load_settings; who starts a program passes it on; nobody else looks."""
     nodes = list(ast.walk(tree(name)))
     touched = [node for node in nodes if isinstance(node, ast.Attribute | ast.Name) and _is_environment(node)]
-    assert len(touched) == (1 if name in ("server", *PROCESSES) else 0)
+    assert len(touched) == (1 if name in ("cli", *PROCESSES) else 0)
     handed_over = [
         argument
         for node in nodes
@@ -313,7 +325,7 @@ def test_the_environment_is_read_in_one_place(name: str) -> None:
         for argument in node.args
         if _is_environment(argument)
     ]
-    assert handed_over == (touched if name == "server" else [])
+    assert handed_over == (touched if name == "cli" else [])
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -14,9 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import META, STATELESS, HttpServer, SseClient, StdioClient, enveloped, request
 
+from dispatcher import Dispatcher
 from eras import handshake_revision, revision_of
+from methods import TaskMethods
 from protocol import BY_DATE, McpHeaders, Peer, Request, RpcError
-from server import Dispatcher
 from store import Store
 from tools import Workplace
 
@@ -186,7 +187,7 @@ def dispatcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dispatcher]
     """Return a dispatcher without a transport."""
     folder = tmp_path_factory.mktemp("eras")
     store = Store(str(folder / "tasks.db"), str(folder))
-    yield Dispatcher(Workplace(store, ()))
+    yield Dispatcher(lambda: TaskMethods(Workplace(store)))
     store.close()
 
 
@@ -219,7 +220,7 @@ class Draft:
     def send(self, dispatcher: Dispatcher, is_http: bool = True) -> tuple[int, int]:
         """Return the code, 0 for a result, and the HTTP status."""
         headers = McpHeaders(self.version, self.method_header, self.name) if is_http else None
-        peer = Peer(lambda message: None, is_connected=not is_http)
+        peer = Peer(lambda message: None, None if is_http else "a")
         reply = dispatcher.handle(json.dumps(request(self.method, self.params)).encode(), peer, headers)
         answer = json.loads(reply.body)
         return answer["error"]["code"] if "error" in answer else 0, reply.status
@@ -465,7 +466,7 @@ STEPS = ["2024-11-05", "2025-03-26", "2025-11-25", "stateless", "stateless unkno
 @example(steps=["stateless", "2024-11-05", "list", "stateless", "list"])
 def test_the_era_is_never_latched(dispatcher: Dispatcher, steps: list[str]) -> None:
     """On one connection each message is what it says it is, in any order."""
-    peer = Peer(lambda message: None)
+    peer = Peer(lambda message: None, "a")
     negotiated: str | None = None
     for step in steps:
         if step in HANDSHAKE:

@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import PROJECT
 
+import dispatcher as dispatching
 import errors
-import server
 import tools
 from config import BATCH_MESSAGES, JSON_DEPTH
+from dispatcher import Dispatcher
+from methods import TaskMethods
 from protocol import (
     META_CAPABILITIES,
     META_SERVER,
@@ -50,7 +52,6 @@ from protocol import (
     read_message,
     result_message,
 )
-from server import Dispatcher
 from store import Store
 from tools import Tool, Workplace
 
@@ -64,7 +65,7 @@ def dispatcher(tmp_path: Path) -> Iterator[Dispatcher]:
     """Serve an empty store, without a transport."""
     (tmp_path / "artifacts").mkdir()
     store = Store(str(tmp_path / "tasks.db"), str(tmp_path / "artifacts"))
-    yield Dispatcher(Workplace(store, ()))
+    yield Dispatcher(lambda: TaskMethods(Workplace(store)))
     store.close()
 
 
@@ -83,7 +84,7 @@ def ask(dispatcher: Dispatcher) -> Ask:
 
 def connected(revision: Revision | None = None) -> Peer:
     """Return a connection at a revision; the server may send nothing on it unasked."""
-    peer = Peer(unexpected)
+    peer = Peer(unexpected, "a")
     peer.revision = revision
     return peer
 
@@ -655,7 +656,7 @@ def test_the_answers_of_a_batch_have_their_limit(ask: Ask, monkeypatch: pytest.M
     size = len(json.dumps(ask(request("tools/list", 0), WITH_BATCHES), separators=(",", ":")))
     batch = [request("tools/list", number) for number in range(3)]
     for limit, served in ((size + 1, 2), (size, 1)):
-        monkeypatch.setattr(server, "BATCH_ANSWER_BYTES", limit)
+        monkeypatch.setattr(dispatching, "BATCH_ANSWER_BYTES", limit)
         answers = ask(batch, WITH_BATCHES)
         assert [answer["id"] for answer in answers] == [0, 1, 2]
         assert ["result" in answer for answer in answers] == [number < served for number in range(3)]

@@ -35,7 +35,9 @@ import prompts
 import protocol
 import resources
 import tools
+from arguments import ReportArguments
 from models import PRIORITY, ClaimKind, OwnerState, Status, TestStatus
+from tool_list import list_tools
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PLACEHOLDER = "/path/to/mcp-task-server"
@@ -389,13 +391,13 @@ def test_every_tool_is_listed_with_its_arguments() -> None:
     """The table has the tools in order, with all their arguments, the lists and the required ones marked."""
     introduction, _, _ = section("Tools").partition("|")
     checkpoint_fields = dict.fromkeys(code(introduction.partition("Checkpoint fields")[2]), False)
-    assert {name.removesuffix("[]") for name in checkpoint_fields} == set(tools.ReportArguments.model_fields)
+    assert {name.removesuffix("[]") for name in checkpoint_fields} == set(ReportArguments.model_fields)
     listed = {}
     for name, arguments, _ in rows("Tools"):
         found = {one[1]: bool(one[2]) for one in re.finditer(r"`([^`]+)`(\\\*)?", arguments)}
         listed[code(name)[0]] = found | (checkpoint_fields if "checkpoint fields" in arguments else {})
     assert list(listed) == list(tools.TOOLS)
-    assert listed == {tool["name"]: arguments_of(tool["inputSchema"]) for tool in tools.list_tools()}
+    assert listed == {tool["name"]: arguments_of(tool["inputSchema"]) for tool in list_tools()}
 
 
 def arguments_of(schema: JsonObject) -> dict[str, bool]:
@@ -409,7 +411,7 @@ def arguments_of(schema: JsonObject) -> dict[str, bool]:
 
 def test_every_word_of_a_tool_is_known() -> None:
     """The values that the README names for an argument are those of the tool's schema."""
-    attach = {tool["name"]: tool for tool in tools.list_tools()}["attach_artifact"]["inputSchema"]
+    attach = {tool["name"]: tool for tool in list_tools()}["attach_artifact"]["inputSchema"]
     row = next(row for row in rows("Tools") if code(row[0]) == ["attach_artifact"])
     for argument in ("type", "encoding"):
         assert set(attach["properties"][argument]["enum"]) <= set(code(row[2]))
@@ -473,7 +475,7 @@ def test_the_life_of_a_task_is_complete() -> None:
 
 
 UNITS = {"KiB": config.KIB, "MiB": config.MIB}
-NO_LIMITS = {"KIB", "MIB", "DEFAULT_PORT", "DEFAULT_AGENT_IDLE_SECONDS"}
+NO_LIMITS = {"TYPE_CHECKING", "KIB", "MIB", "DEFAULT_PORT", "DEFAULT_AGENT_IDLE_SECONDS"}
 
 
 def test_every_limit_is_listed_with_its_value() -> None:
@@ -550,7 +552,7 @@ def test_the_brief_is_as_shown(tmp_path: Path) -> None:
     commit(work_tree, "init", "--quiet", "--initial-branch=main", str(work_tree))
     commit(work_tree)
     brief = json.loads(shown)["task"]
-    told = {name: brief[name] for name in tools.ReportArguments.model_fields}
+    told = {name: brief[name] for name in ReportArguments.model_fields}
     with stdio(tmp_path) as client:
         task = {name: brief[name] for name in ("task_id", "title", "goal")}
         client.call("create_task", **task, repo_path=str(work_tree))

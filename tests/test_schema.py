@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from jsonschema.validators import validator_for  # type: ignore[import-untyped]
+from make_tool_list import made_tool_list
 from support import StdioClient
 
 from config import CLAIM_WAIT_SECONDS
 from protocol import META_CAPABILITIES, META_SERVER, META_VERSION, REVISIONS, SERVER_INFO, JsonObject
+from tool_list import list_tools
 
 SCHEMAS = Path(__file__).parent / "schema"
 DATES = [revision.date for revision in REVISIONS]
@@ -406,3 +408,8 @@ def test_the_tool_list_is_cheap(listed: list[JsonObject]) -> None:
     """What every session of every agent pays for the tools stays below a fixed number of bytes."""
     shown = [{name: tool[name] for name in ("name", "description", "inputSchema")} for tool in listed]
     assert sum(len(json.dumps(tool, separators=(",", ":"))) for tool in shown) < TOOL_LIST_BYTES
+
+
+def test_the_tool_list_is_that_of_the_tools() -> None:
+    """tool_list.json, which the server reads, says what the tools and their models say."""
+    assert list_tools() == made_tool_list(), "write it anew: python tests/make_tool_list.py"

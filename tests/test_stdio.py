@@ -264,8 +264,8 @@ def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
 
 
 NOISE = """
-import os, subprocess, sys, tools
-quiet = tools.list_tools
+import os, subprocess, sys, dispatcher
+quiet = dispatcher.list_tools
 def noisy():
     print("from print")
     sys.__stdout__.write("from the old stdout\\n")
@@ -273,7 +273,7 @@ def noisy():
     os.write(1, b"from the descriptor\\n")
     subprocess.run(["echo", "from a child"], check=True)
     return quiet()
-tools.list_tools = noisy
+dispatcher.list_tools = noisy
 """
 
 
@@ -361,10 +361,12 @@ def test_a_signal_ends_a_server_that_cannot_write(tmp_path: Path, number: signal
 def test_a_signal_ends_a_server_that_waits_for_the_database(tmp_path: Path, number: signal.Signals) -> None:
     """While another process keeps the database to itself, a signal ends the server: exit 0, no traceback."""
     call = {"name": "create_task", "arguments": {"task_id": "t1", "title": "t", "goal": "g"}}
-    with stdio(tmp_path) as client, held_database(tmp_path):
-        client.send({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
-        wait_until(lambda: thread_count(client) > 1, "the server waits for its turn")
-        assert ends_well(client, lambda: client.process.send_signal(number))
+    with stdio(tmp_path) as client:
+        client.call("list_tasks")  # from here on it has its database open
+        with held_database(tmp_path):
+            client.send({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call})
+            wait_until(lambda: thread_count(client) > 1, "the server waits for its turn")
+            assert ends_well(client, lambda: client.process.send_signal(number))
 
 
 SLOW_WRITE = """

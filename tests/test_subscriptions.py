@@ -489,7 +489,7 @@ def watchers() -> list[threading.Thread]:
 def test_the_store_is_asked_only_for_listeners(tmp_path: Path) -> None:
     """One thread asks for all of them, and it ends with the last one."""
     store = CountingStore(str(tmp_path / "tasks.db"), str(tmp_path))
-    hub, peers = Subscriptions(store), [Peer(lambda message: None) for _ in range(3)]
+    hub, peers = Subscriptions(store), [Peer(lambda message: None, "a") for _ in range(3)]
     assert (store.polls, watchers()) == (0, [])
     hub.subscribe(peers[0], "task://t", "t")
     hub.listen(peers[1], 1, {"task://t": "t"}, False)

@@ -42,7 +42,8 @@ from config import (
 )
 from models import OwnerState, Status
 from store import Store
-from tools import Workplace, call_tool, list_tools
+from tool_list import list_tools
+from tools import Workplace, call_tool
 
 ACKNOWLEDGED = {"task_id", "title", "status", "current_owner", "version", "updated_at"}
 TEXT_LISTS = ("completed_steps", "remaining_steps", "decisions", "dead_ends", "files")

@@ -489,12 +489,12 @@ def test_the_end_of_input_ends_a_waiting_claim(tmp_path: Path, alice: StdioClien
 
 
 LINGERING = """
-import pathlib, time, server
+import pathlib, time, methods
 def observe(*_):
     pathlib.Path("leaving").touch()
     while not pathlib.Path("leave").exists():
         time.sleep(0.005)
-server.observe = observe
+methods.observe = observe
 """
 
 
@@ -614,7 +614,7 @@ def calls(tmp_path: Path) -> Iterator[WaitingCalls]:
     store.close()
 
 
-PEER = Peer(lambda _: None)
+PEER = Peer(lambda _: None, "a")
 
 
 @pytest.mark.parametrize(

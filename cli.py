@@ -1,0 +1,146 @@
+"""The command line: it reads the settings, puts the parts together and says how the process ended.
+
+Every agent session starts a server and waits for it, so that each part is loaded where it is first needed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from config import (
+    DEFAULT_PORT,
+    SERVER_NAME,
+    SERVER_VERSION,
+    ConfigError,
+    Settings,
+    load_settings,
+    make_folder,
+    parse_port,
+)
+from dispatcher import Dispatcher
+from errors import StoreFailure
+from log import say
+
+if TYPE_CHECKING:
+    from methods import TaskMethods
+
+
+class Options(NamedTuple):
+    """What the command line says."""
+
+    http: bool = False
+    host: str = "127.0.0.1"
+    port: int | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Run the server; returns the exit status: 0 at a proper end, 1 for the store, 2 for the settings."""
+    os.umask(0o077)
+    _on_stop_signals(_quit)
+    try:
+        options = _read_options(arguments) if arguments else Options()
+        settings = load_settings(os.environ, _working_dir())
+        _make_folders(settings)
+        return _run_http(settings, options) if options.http else _run_stdio(settings)
+    except ConfigError as error:
+        say(str(error))
+        return 2
+    except StoreFailure as error:
+        say(str(error))
+        return 1
+    except _Quit:
+        return 0
+
+
+def _run_stdio(settings: Settings) -> int:
+    from stdio_transport import StdioLoop
+
+    dispatcher = Dispatcher(lambda: _open_methods(settings, settings.attach_roots), settings.debug)
+    loop = StdioLoop(dispatcher)
+    _on_stop_signals(loop.stop)
+    if loop.run():
+        dispatcher.close()
+    dispatcher.leave(loop.session_id)
+    return 0
+
+
+def _run_http(settings: Settings, options: Options) -> int:
+    from http_sockets import HttpService, listen
+    from http_transport import Access, HttpTransport
+
+    access = Access(options.host, settings.token, settings.allowed_origins)
+    listener = listen(options.host, settings.port if options.port is None else options.port)
+    # No attach_roots: a service has no working directory that its clients would mean.
+    methods = _open_methods(settings, attach_roots=())
+    dispatcher = Dispatcher(lambda: methods, settings.debug)
+    dispatcher.prepare()
+    service = HttpService(HttpTransport(dispatcher, methods.store.check, access), listener)
+    _on_stop_signals(service.stop)
+    say(f"listening on {service.url}")
+    if service.run():
+        methods.store.close()
+    return 0
+
+
+def _open_methods(settings: Settings, attach_roots: tuple[str, ...]) -> TaskMethods:
+    gc.disable()  # all that is loaded here stays: looking for garbage in it takes 5 ms, and finds none
+    from methods import TaskMethods
+    from store import Store
+    from tools import Workplace
+
+    gc.freeze()
+    gc.enable()
+    store = Store(settings.db_path, settings.artifacts_dir, settings.agent_idle_seconds)
+    return TaskMethods(Workplace(store, attach_roots, settings.on_handoff))
+
+
+def _make_folders(settings: Settings) -> None:
+    if os.path.isdir(settings.db_path):
+        raise ConfigError(f"MCP_TASK_DB_PATH: {settings.db_path} is a folder, not a database file")
+    make_folder(os.path.dirname(settings.db_path), "MCP_TASK_DB_PATH")
+    make_folder(settings.artifacts_dir, "MCP_TASK_ARTIFACTS_DIR")
+
+
+def _working_dir() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # the client's folder was deleted since
+        return ""
+
+
+class _Quit(BaseException):
+    """A signal came before there was anything to finish."""
+
+
+def _quit() -> None:
+    raise _Quit
+
+
+def _on_stop_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
+
+
+def _read_options(arguments: list[str]) -> Options:
+    import argparse  # only here: most starts have no arguments
+
+    parser = argparse.ArgumentParser(
+        prog="server.py",
+        description="Tasks, checkpoints and handoffs between agents, over the Model Context Protocol. "
+        "Without options it serves one client on stdin and stdout.",
+        epilog="Settings come from MCP_TASK_* in the environment; see the README.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--http", action="store_true", help="run as an HTTP service for many clients")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", help=f"port to listen on (default: MCP_TASK_PORT or {DEFAULT_PORT})")
+    parser.add_argument("--version", action="version", version=f"{SERVER_NAME} {SERVER_VERSION}")
+    given = parser.parse_args(arguments)
+    if not given.http and (given.host or given.port):
+        parser.error("--host and --port go with --http")
+    port = None if given.port is None else parse_port(given.port, "--port")
+    return Options(given.http, given.host or Options().host, port)
