@@ -387,15 +387,18 @@ def tool_result(answer: JsonObject | str, is_error: bool) -> JsonObject:
 
 
 def result_message(request_id: RequestId, result: JsonObject) -> bytes:
-    """Return the bytes of a JSON-RPC response that carries `result`, whose members may be JsonText."""
-    members = ",".join([f'"{name}":{_encode_member(value)}' for name, value in result.items()])
-    return f'{{"jsonrpc":"2.0","id":{_encode(request_id)},"result":{{{members}}}}}'.encode("ascii")
+    """Return the bytes of a JSON-RPC response that carries `result`, whose members may be JsonText.
 
-
-def _encode_member(value: Any) -> str:
-    if not isinstance(value, JsonText):
-        return _encode(value)
-    return value if value.isascii() else _encode(_decode(value))
+    Those come last, after others that are not.
+    """
+    written = {name: value for name, value in result.items() if isinstance(value, JsonText)}
+    if not written:
+        return _encode({"jsonrpc": "2.0", "id": request_id, "result": result}).encode("ascii")
+    others = {name: value for name, value in result.items() if name not in written}
+    message = _encode({"jsonrpc": "2.0", "id": request_id, "result": others})[:-2]
+    for name, text in written.items():
+        message += f',"{name}":{text if text.isascii() else _encode(_decode(text))}'
+    return f"{message}}}}}".encode("ascii")
 
 
 def error_message(request_id: RequestId | None, error: RpcError) -> bytes:

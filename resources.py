@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 from config import RESOURCE_BYTES, RESOURCES_PAGE
 from errors import InvalidArguments, NotFound, ToolError
-from protocol import InternalError, InvalidParams, JsonObject, ResourceNotFound, encode_text
+from protocol import InternalError, InvalidParams, JsonObject, ResourceNotFound
 from store import Store
 
 _URI = re.compile(
@@ -89,8 +89,7 @@ def _resource(task: dict[str, Any]) -> JsonObject:
 
 
 def _task_content(store: Store, task_id: str) -> JsonObject:
-    task, owner_state = store.get_task_and_owner(task_id)
-    return {"mimeType": "application/json", "text": encode_text(task.shown(owner_state))}
+    return {"mimeType": "application/json", "text": store.get_task_text(task_id)}
 
 
 def _artifact(store: Store, task_id: str, number: int) -> JsonObject:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from database import Row
 from lifecycle import agent_key
-from models import ANYONE, Progress, Status, Task
+from models import ANYONE, PRIORITY, Progress, Status, Task
 
 APPLICATION_ID = 0x4D435054  # "MCPT" in the file's header: nobody else's database is touched
 
@@ -103,7 +104,10 @@ COLUMNS = (
     "task_id, title, goal, status, current_owner, repo_path, body, priority, created_at, updated_at, version"
 )
 _NAMES = tuple(COLUMNS.split(", "))
+_BEFORE_BODY = _NAMES[: _NAMES.index("body")]
 _BODY_FIELDS = {*Progress.model_fields, "artifacts", "handoffs", "tags", "depends_on"}
+_NO_LATER_FIELDS = ',"tags":[],"depends_on":[]}'  # how such a body ends; in a string its quotes were escaped
+_encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 SUMMARY_FIELDS = (
     "task_id", "title", "status", "current_owner", "repo_path", "priority", "version", "updated_at",
 )  # fmt: skip
@@ -113,6 +117,21 @@ def task_of(row: Row) -> Task:
     """Return the task in a row of COLUMNS."""
     columns = dict(zip(_NAMES, row, strict=True))
     return Task.model_validate({**columns, **json.loads(columns.pop("body"))})
+
+
+def text_of(row: Row, owner_state: str | None) -> str:
+    """Return the JSON text of Task.shown for the task in a row of COLUMNS.
+
+    Most tasks have no priority, tags or dependencies: their text is put together from what is stored.
+    """
+    *_, body, priority, created_at, updated_at, version = row
+    if priority != PRIORITY or not body.endswith(_NO_LATER_FIELDS):
+        return _encode(task_of(row).shown(owner_state))
+    first = _encode(dict(zip(_BEFORE_BODY, row, strict=False)))
+    last = f'"created_at":"{created_at}","updated_at":"{updated_at}","version":{version}'
+    if owner_state is not None:
+        last += f',"owner_state":"{owner_state}"'
+    return f"{first[:-1]},{body[1 : -len(_NO_LATER_FIELDS)]},{last}}}"
 
 
 def column_values(task: Task) -> Row:

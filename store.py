@@ -56,6 +56,7 @@ from schema import (
     reserved,
     session_queue,
     task_of,
+    text_of,
 )
 from sessions import Caller, ProcessLocks
 
@@ -339,13 +340,25 @@ class Store:
 
     def get_task_and_owner(self, task_id: str) -> tuple[Task, OwnerState | None]:
         """Return the task, and of one in progress whether its owner's session lives; raises NotFound."""
-        rows = self._db.fetch(f"SELECT {COLUMNS}, owner_session FROM tasks WHERE task_id = ?", (task_id,))
+        row, owner_state = self._row_and_owner(task_id)
+        return task_of(row), owner_state
+
+    def _row_and_owner(self, task_id: str) -> tuple[Row, OwnerState | None]:
+        rows = self._db.fetch(
+            f"SELECT {COLUMNS}, status = 'in_progress', owner_session FROM tasks WHERE task_id = ?",
+            (task_id,),
+        )
         if not rows:
             raise _no_such_task(task_id)
-        task, session_id = task_of(rows[0][:-1]), rows[0][-1]
-        if task.status is not Status.IN_PROGRESS or session_id is None:
-            return task, None
-        return task, self._presence.states([session_id], self._db.fetch)[session_id]
+        *row, is_in_progress, session_id = rows[0]
+        if not is_in_progress or session_id is None:
+            return tuple(row), None
+        return tuple(row), self._presence.states([session_id], self._db.fetch)[session_id]
+
+    def get_task_text(self, task_id: str) -> str:
+        """Return the JSON text of the task as get_task shows it; raises NotFound."""
+        row, owner_state = self._row_and_owner(task_id)
+        return text_of(row, owner_state)
 
     def repo_path(self, task_id: str) -> str | None:
         """Return the task's repo_path; None also where there is no such task."""

@@ -98,7 +98,10 @@ class Wait(NamedTuple):
     otherwise: Callable[[], tuple[JsonObject, bool]]
 
 
-def call_tool(name: str, arguments: JsonObject, workplace: Workplace) -> tuple[JsonObject | Wait, bool]:
+Answer = JsonObject | str | Wait  # an object, its JSON text, or what there is to wait for
+
+
+def call_tool(name: str, arguments: JsonObject, workplace: Workplace) -> tuple[Answer, bool]:
     """Run tool `name` (a key of TOOLS) and return its answer, and whether that is a refusal."""
     tool = TOOLS[name]
     try:
@@ -115,7 +118,7 @@ def refusal(error: ToolError) -> JsonObject:
 # --- Registering --------------------------------------------------------------------------------------
 
 
-Run = Callable[[Any, Workplace], JsonObject | Wait]
+Run = Callable[[Any, Workplace], Answer]
 
 
 class Tool(NamedTuple):
@@ -200,7 +203,7 @@ _VIEWS = {"artifact": ("offset",), "checkpoint": (), "resume": ("max_chars",), "
 
 
 @tool(GetTask, "Read a task", read_only=True)
-def get_task(arguments: GetTask, workplace: Workplace) -> JsonObject:
+def get_task(arguments: GetTask, workplace: Workplace) -> JsonObject | str:
     """Read a whole task, or one view of it, before you work on it."""
     store, task_id = workplace.store, arguments.task_id
     match _view(arguments):
@@ -214,8 +217,7 @@ def get_task(arguments: GetTask, workplace: Workplace) -> JsonObject:
             events, next_cursor = store.history(task_id, HISTORY_PAGE, arguments.cursor)
             answer: JsonObject = {"task_id": task_id, "events": events}
             return answer if next_cursor is None else {**answer, "next_cursor": next_cursor}
-    task, owner_state = store.get_task_and_owner(task_id)
-    return task.shown(owner_state)
+    return store.get_task_text(task_id)
 
 
 class ClaimTask(Arguments):
@@ -459,7 +461,9 @@ def _work_tree(store: Store, task_id: str) -> JsonObject | None:
 
 def _view(arguments: GetTask) -> str:
     """Return which view of a task is asked for; raises InvalidArguments for two, or for a stray argument."""
-    given = {name for name in GetTask.model_fields if getattr(arguments, name) is not None} - {"task_id"}
+    given = arguments.model_fields_set - {"task_id"}
+    if not given:
+        return ""
     views = sorted(given & {"artifact", "checkpoint"}) + ([arguments.view] if arguments.view else [])
     if len(views) > 1:
         raise InvalidArguments(f"{' and '.join(views)} were asked for at once.", "Ask for one at a time.")

@@ -486,4 +486,4 @@ class DirectClient(ToolCaller):
     def answer(self, tool: str, **arguments: Any) -> tuple[JsonObject, bool]:
         answer, is_error = call_tool(tool, arguments, self.workplace)
         assert not isinstance(answer, Wait)
-        return json.loads(json.dumps(answer)), is_error
+        return json.loads(answer if isinstance(answer, str) else json.dumps(answer)), is_error

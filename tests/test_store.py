@@ -958,6 +958,7 @@ def claiming(wanted: ClaimFilter) -> Call:
 # Every method that reads, after `WRITES`.
 READS: dict[str, list[Call]] = {
     "get_task": [lambda store: store.get_task("t")],
+    "get_task_text": [lambda store: store.get_task_text("t")],
     "get_task_and_owner": [lambda store: store.get_task_and_owner("t")],
     "repo_path": [lambda store: store.repo_path("t")],
     "list_tasks": [
