@@ -97,6 +97,7 @@ class Database:
             self._patiently(deadline, lambda: self._begin(deadline))
             try:
                 self._require_in_place()
+                self._require_own_version()
                 yield
                 self._commit(deadline, is_recorded)
             except BaseException:
@@ -230,6 +231,12 @@ class Database:
             "The database file has been moved or deleted.",
             "Nothing was changed. Tell the user to put the file back; then repeat the call.",
         )
+
+    def _require_own_version(self) -> None:
+        """Stop before writing to what has been emptied, or migrated by a newer program, since it was opened."""
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if self._is_open and version != len(self._migrations):
+            self._fail("the database was emptied, or made newer, by another program")
 
     def _begin(self, deadline: float) -> None:
         """Begin, and keep the connection; gives it back if that fails."""
