@@ -233,7 +233,7 @@ class Database:
         )
 
     def _require_own_version(self) -> None:
-        """Stop before writing to what has been emptied, or migrated by a newer program, since it was opened."""
+        """Stop before writing to what was emptied, or migrated by a newer program, since it was opened."""
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if self._is_open and version != len(self._migrations):
             self._fail("the database was emptied, or made newer, by another program")

@@ -788,7 +788,7 @@ def crashing(name):
 
 class Connection(sqlite3.Connection):
     def execute(self, statement, values=()):
-        if not statement.startswith("SELECT"):
+        if not statement.startswith(("SELECT", "PRAGMA")):
             crash_before(statement)
         return super().execute(statement, values)
 
