@@ -79,6 +79,8 @@ class ArtifactFiles:
 
     def sound_bytes(self, sha256: str, size: int) -> Iterator[bytes]:
         """Yield the bytes of a file, piece by piece; raises Unsound where they are not what was stored."""
+        if not _OWN_NAME.fullmatch(sha256):
+            raise Unsound("no file has such a name")
         digest = hashlib.sha256()
         try:
             found = os.stat(self._path(sha256))

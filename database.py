@@ -336,6 +336,7 @@ class DatabaseCopy(Database):
             self._judge(self._identity_of(original))
             copy = sqlite3.connect(self._target, timeout=0, isolation_level=None)
             try:
+                copy.text_factory = lambda text: text.decode(errors="surrogateescape")  # damaged text, too
                 copy.execute("PRAGMA synchronous = FULL")
                 original.backup(copy)
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file: also of a WAL database

@@ -126,15 +126,18 @@ def _complaint(take: Callable[[str, int], object], artifact: Artifact) -> str | 
 
 
 def _tasks(copy: DatabaseCopy, findings: _Findings) -> Iterator[Task]:
-    """Yield all tasks, a few rows in memory at a time."""
-    page = f"SELECT {COLUMNS} FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT ?"
-    rows: list[Row] = [("",)]
-    while rows := copy.fetch(page, (rows[-1][0], _TASKS_AT_ONCE)):
+    """Yield all tasks, with a few rows in memory at a time."""
+    page = f"SELECT {COLUMNS}, changed FROM tasks WHERE changed > ? ORDER BY changed LIMIT ?"
+    rows: list[Row] = [(0,)]
+    while rows := copy.fetch(page, (rows[-1][-1], _TASKS_AT_ONCE)):
         for row in rows:
             try:
-                yield task_of(row)
-            except ValueError:
+                task = task_of(row[:-1])
+                task.model_dump_json()  # fails for text that is no UTF-8, and would in every answer
+            except (TypeError, ValueError):
                 findings.damage(f"task {row[0]}: its row makes no task")
+            else:
+                yield task
 
 
 def _examine_words(copy: DatabaseCopy, findings: _Findings) -> None:
@@ -151,6 +154,8 @@ def _examine_words(copy: DatabaseCopy, findings: _Findings) -> None:
 def _require_database(path: str) -> None:
     if not os.path.isfile(path):
         raise ConfigError(f"MCP_TASK_DB_PATH: there is no database file {path}")
+    if not os.path.getsize(path):  # of an empty file, SQLite would remove the journal
+        raise ConfigError(f"MCP_TASK_DB_PATH: {path} is empty")
 
 
 def _require_empty(folder: str, artifacts_dir: str) -> None:

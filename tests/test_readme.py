@@ -528,6 +528,17 @@ def test_links_lead_somewhere() -> None:
         assert not anchor or anchor in headings, target
 
 
+def test_the_threat_model_names_tests_that_are_there() -> None:
+    """Every test that SECURITY.md calls a proof exists, and every defence has one."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)", source, re.M))
+    text = (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
+    threats = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    for _, defence, *proofs in (threat for threat in threats if threat[0] != "threat"):
+        assert defence.startswith("none:") or code(" ".join(proofs)), defence
+        assert set(code(" ".join(proofs))) <= tests
+
+
 def slug(heading: str) -> str:
     """Return the anchor that a heading gets."""
     kept = string.ascii_lowercase + string.digits + "-_"
