@@ -63,11 +63,10 @@ def command(folder: Path, *arguments: str, cwd: Path | None = None, **settings: 
     return Outcome(done.returncode, done.stdout.splitlines(), errors)
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a database of three tasks, and two artifacts in three places."""
-    folder = tmp_path / "state"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("original")
     with stdio(folder) as client:
         for task_id in ("t1", "t2", "t3"):
             create(client, task_id)
@@ -75,6 +74,12 @@ def state(tmp_path: Path) -> Path:
             client.call("attach_artifact", task_id=task_id, name="n", content=content)
         assert client.close() == 0
     return folder
+
+
+@pytest.fixture
+def state(original: Path, tmp_path: Path) -> Path:
+    """Return a copy of the original that a test may spoil."""
+    return Path(shutil.copytree(original, tmp_path / "state"))
 
 
 SOUND = f"3 tasks, 3 artifacts ({len(KEPT) + len(OTHER)} bytes)"
