@@ -232,7 +232,7 @@ class Worker:
         if kind < 0.4:
             return {"status": "open"}
         if kind < 0.7 and task_id in self._board.versions:
-            return {"expected_version": self._board.versions[task_id]}
+            return {"expected_version": max(1, self._board.versions[task_id] - self._chance.randrange(2))}
         return {}
 
 

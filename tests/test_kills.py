@@ -288,8 +288,9 @@ def connect_without_memory(path, **options):
 
 sqlite3.connect = connect_without_memory
 """
+TOLD = ("task_id", "title", "status", "current_owner", "version")
 LARGE = "x" * 20_000  # more than SQLite keeps in memory there
-WRITES = (
+WRITES: tuple[tuple[str, JsonObject], ...] = (
     ("create_task", {"task_id": "new", "title": "T", "goal": LARGE, "depends_on": ["t"], "tags": ["a", "b"]}),
     ("save_checkpoint", {"task_id": "t", "agent": "Ann", "decisions": [LARGE]}),
     (
@@ -329,3 +330,45 @@ def test_a_write_is_whole_or_absent_after_every_statement(tmp_path: Path) -> Non
             assert before in moments
             assert after in moments
     assert states_of_file > 2 * len(WRITES)  # some were taken of half a transaction
+
+
+# --- The answer that never came -------------------------------------------------------------------------
+
+DYING = """
+import os, signal, sqlite3
+connect = sqlite3.connect
+
+class Connection(sqlite3.Connection):
+    def execute(self, statement, values=()):
+        found = super().execute(statement, values)
+        if statement == "COMMIT" and os.path.exists({order!r}):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+sqlite3.connect = lambda path, **options: connect(path, factory=Connection, **options)
+"""
+
+
+def test_a_write_is_repeated_after_its_answer_was_lost(tmp_path: Path) -> None:
+    """A server dies between commit and answer: the same call again changes nothing and says what was done."""
+    order = tmp_path / "die after commit"
+    with stdio(tmp_path) as survivor:
+        survivor.call("create_task", task_id="t", title="Title", goal="Goal")
+        for number, (tool, arguments) in enumerate(WRITES):
+            task_id = arguments.get("task_id", "t")
+            version = survivor.call("get_task", task_id="t")["version"] if number else 0
+            with stdio(tmp_path, prelude=DYING.format(order=str(order))) as dying:
+                order.touch()
+                lost = Recorder().call(Connection("dying", dying, dying), tool, arguments)
+                order.unlink()
+            assert lost.outcome is Outcome.UNKNOWN
+            done = survivor.call("get_task", task_id=task_id), history_of(survivor, task_id)
+            assert done[0]["version"] == version + 1
+            # A claim is repeated by naming the task: otherwise it asks for another one.
+            answer = survivor.call(tool, **{"task_id": task_id, **arguments})
+            told = answer["task"] if tool == "claim_task" else answer
+            assert [told[name] for name in TOLD] == [done[0][name] for name in TOLD]
+            again = survivor.call("get_task", task_id=task_id), history_of(survivor, task_id)
+            if "owner_state" in done[0]:  # the owner is back, through the repeated call
+                assert (done[0].pop("owner_state"), again[0].pop("owner_state")) == ("gone", "live")
+            assert again == done
