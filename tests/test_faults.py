@@ -405,6 +405,23 @@ def test_a_database_that_is_damaged(
         assert database.read_bytes() == before
 
 
+@each_wire
+def test_a_database_that_is_emptied(tmp_path: Path, wire: str) -> None:
+    """An emptied file is neither filled again nor served; with its content back, all goes on."""
+    database = tmp_path / "state" / "tasks.db"
+    with served(wire, tmp_path) as server:
+        server.begin()
+        content = database.read_bytes()
+        database.write_bytes(b"")
+        for _ in range(2):
+            server.is_refused("The database cannot carry this out.")
+            assert server.is_sick()
+        assert database.read_bytes() == b""
+        database.write_bytes(content)
+        server.write("after")
+        server.has_all()
+
+
 # --- The artifacts ------------------------------------------------------------------------------------
 
 
