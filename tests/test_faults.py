@@ -407,7 +407,7 @@ def test_a_database_that_is_damaged(
 
 @each_wire
 def test_a_database_that_is_emptied(tmp_path: Path, wire: str) -> None:
-    """An emptied file is neither filled again nor served; with its content back, all goes on."""
+    """An emptied file is neither filled again nor served; a new server serves its content once it is back."""
     database = tmp_path / "state" / "tasks.db"
     with served(wire, tmp_path) as server:
         server.begin()
@@ -418,8 +418,8 @@ def test_a_database_that_is_emptied(tmp_path: Path, wire: str) -> None:
             assert server.is_sick()
         assert database.read_bytes() == b""
         database.write_bytes(content)
-        server.write("after")
-        server.has_all()
+        with survived(tmp_path, server) as client:
+            client.call("save_checkpoint", task_id="t", agent="a")
 
 
 # --- The artifacts ------------------------------------------------------------------------------------
