@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support import JsonObject, StdioClient, stdio
@@ -702,7 +702,11 @@ class Agents(RuleBasedStateMachine):
 
 def test_the_server_does_what_the_model_says_in_short_lives() -> None:
     """In some random lives of some tasks every answer is the model's, across kills and restarts."""
-    run_state_machine_as_test(Agents, settings=settings(max_examples=5, stateful_step_count=120))
+    # Without shrinking a failure, which starts servers for minutes; the long lives do that.
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    run_state_machine_as_test(
+        Agents, settings=settings(max_examples=5, stateful_step_count=120, phases=phases)
+    )
 
 
 @pytest.mark.slow
