@@ -460,7 +460,7 @@ NAMES = st.sampled_from(["Ann", "ann", "Ben", "Cid"])
 OWNER = "whoever has it"  # stands for the owner of the task that the call is about
 AGENTS = st.just(OWNER) | NAMES
 ADDRESSEES = NAMES | st.sampled_from(["any", "ANY"])
-FIRST = ("t1", "t2", "t3")  # made at the beginning of each life
+FIRST: dict[str, list[str]] = {"t1": [], "t2": ["t1"], "t3": ["t2"]}  # made first, with what they depend on
 IDS = st.sampled_from([*FIRST, *FIRST, "t4"])
 NEW = st.sampled_from(["t1", "t4", "t5", "t6", "t7"])
 STEPS = st.lists(st.sampled_from(["Write it", "write it.", "Test it", "Ship it"]), max_size=3, unique=True)
@@ -482,11 +482,12 @@ SAVED = REPORT | {"dropped_steps": STEPS}
 CORRECTED = {"title": WORDS, "goal": WORDS, "expected_version": st.integers(0, 1)}
 FILES = st.sampled_from(["a.log", "b.log"])
 TYPES = st.sampled_from(["file", "diff", "log"])
+NEEDED = st.lists(IDS, max_size=2, unique=True)
 PLAN: dict[str, st.SearchStrategy[Any]] = {
     "repo_path": PATHS,
     "priority": st.integers(0, 4),
     "tags": TAGS,
-    "depends_on": st.lists(IDS, max_size=2, unique=True),
+    "depends_on": NEEDED,
 }
 WRONG = [
     ("create_task", {"title": " ", "goal": "g"}),
@@ -528,6 +529,8 @@ CALLS = (  # of tools that write, the frequent ones more than once
         some({"task_id": IDS, "name": FILES, "content": WORDS}, {"type": TYPES, "agent": AGENTS}),
     ),
     ("update_task", some({"task_id": IDS, "status": STATUSES}, {"current_owner": NAMES | st.just("")})),
+    ("update_task", some({"task_id": IDS, "current_owner": NAMES})),
+    ("update_task", some({"task_id": IDS, "depends_on": NEEDED})),
     ("update_task", some({"task_id": IDS}, CORRECTED, PLAN, REPORT)),
 )
 FILTERS = {
@@ -539,6 +542,7 @@ FILTERS = {
     "query": st.sampled_from(["alpha", "be ga", "ship", "omega"]),
     "owner_state": st.sampled_from(["live", "gone", "unknown"]),
 }
+WANTED = st.one_of([some({name: strategy}) for name, strategy in FILTERS.items()]) | some({}, FILTERS)
 WRITES = [st.tuples(st.just("write"), st.tuples(st.just(tool), arguments)) for tool, arguments in CALLS]
 ACTIONS = (  # what happens at each step: the name of a method of the machine, and its arguments
     *WRITES,
@@ -546,8 +550,7 @@ ACTIONS = (  # what happens at each step: the name of a method of the machine, a
     st.tuples(st.just("call_again"), st.just(())),
     st.tuples(st.just("call_wrongly"), st.sampled_from(WRONG)),
     st.tuples(st.just("end"), st.tuples(st.booleans())),
-    st.tuples(st.just("list_tasks"), st.tuples(some({}, FILTERS))),
-    st.tuples(st.just("list_tasks"), st.tuples(some({}, FILTERS))),
+    *[st.tuples(st.just("list_tasks"), st.tuples(WANTED))] * 3,
     st.tuples(st.just("read_history"), st.tuples(IDS)),
     st.tuples(st.just("read_brief"), st.tuples(IDS)),
 )
@@ -632,8 +635,9 @@ class Agents(RuleBasedStateMachine):
 
     @initialize(plans=st.tuples(*[some({}, PLAN)] * len(FIRST)))
     def create_the_first(self, plans: tuple[JsonObject, ...]) -> None:
-        for task_id, plan in zip(FIRST, plans, strict=True):
-            self.write("one", "create_task", {"task_id": task_id, "title": "alpha", "goal": "Goal"} | plan)
+        for (task_id, needed), plan in zip(FIRST.items(), plans, strict=True):
+            named = {"task_id": task_id, "title": "alpha", "goal": "Goal"}
+            self.write("one", "create_task", named | plan | {"depends_on": needed})
 
     # One rule for all, since of many Hypothesis leaves out some in each life.
     @rule(seat=st.sampled_from(["one", "two"]), action=st.one_of(ACTIONS))
