@@ -66,12 +66,13 @@ def verify(db_path: str, artifacts_dir: str, tell: Tell) -> bool:
     try:
         with closing(DatabaseCopy(db_path, APPLICATION_ID, MIGRATIONS)) as copy:
             _examine(copy, findings, lambda sha256, size: deque(files.sound_bytes(sha256, size), maxlen=0))
-        for name in sorted(left_over - findings.files.keys()):
-            tell(f"left over: {os.path.join(artifacts_dir, name)}, which no task has")
-    except DatabaseDamaged as error:  # nobody knows then what belongs to a task
+    except DatabaseDamaged as error:
         findings.damage(str(error))
     except (StoreFailure, ToolError) as error:
         raise ConfigError(f"MCP_TASK_DB_PATH: {error}") from error
+    if findings.damages == 0:  # else a file may belong to a task that could not be read
+        for name in sorted(left_over - findings.files.keys()):
+            tell(f"left over: {os.path.join(artifacts_dir, name)}, which no task has")
     for path in _dead_locks(db_path + ".sessions"):
         tell(f"left over: {path}, the lock of a server that was killed")
     tell(f"sound: {findings}")

@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +182,15 @@ def test_a_full_disk(tmp_path: Path, wire: str) -> None:
 
 
 @contextlib.contextmanager
-def failing(server: Served, *calls: str) -> Iterator[None]:
-    """Have system calls of the server fail with EIO inside the block, as those of a dying disk do."""
+def failing(
+    server: Served, *calls: str, files: Sequence[str] = ("tasks.db", "tasks.db-journal")
+) -> Iterator[None]:
+    """Have system calls on these files fail with EIO inside the block, as those of a dying disk do."""
     if shutil.which("strace") is None:
         pytest.skip("there is no strace to make system calls fail with")
-    database = server.process.folder / "state" / "tasks.db"
     command = ["strace", "-f", "-p", str(server.process.process.pid), f"--trace={','.join(calls)}"]
     command += [f"--inject={call}:error=EIO" for call in calls]
-    command += ["-P", str(database), "-P", f"{database}-journal"]
+    command += [f"--trace-path={server.process.folder / 'state' / file}" for file in files]
     log = server.process.folder / "strace.log"
     with log.open("wb") as errors:
         tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
@@ -209,6 +210,17 @@ def test_a_disk_that_cannot_sync(tmp_path: Path, wire: str) -> None:
     with served(wire, tmp_path) as server:
         server.begin()
         with failing(server, "fsync", "fdatasync"):
+            server.stops("input/output error")
+        with survived(tmp_path, server) as client:
+            client.call("save_checkpoint", task_id="t", agent="a")
+
+
+@each_wire
+def test_a_disk_that_cannot_take_a_commit(tmp_path: Path, wire: str) -> None:
+    """After a commit that wrote the journal alone nobody knows what is there: the server stops."""
+    with served(wire, tmp_path) as server:
+        server.begin()
+        with failing(server, "write", "pwrite64", files=["tasks.db"]):
             server.stops("input/output error")
         with survived(tmp_path, server) as client:
             client.call("save_checkpoint", task_id="t", agent="a")
