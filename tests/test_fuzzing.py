@@ -179,9 +179,11 @@ class Wire:
     def ask(self, method: str, params: JsonObject) -> JsonObject:
         """Send a request and return its response; nothing but notifications may come before it."""
         request_id = f"fuzz-{next(self._ids)}"
-        full = enveloped(params) | {"_meta": {**params.get("_meta", {}), **enveloped()["_meta"]}}
-        message = request(method, full if self.date == STATELESS else params, request_id)
-        response = self.exchange(message)
+        if self.date == STATELESS:
+            meta = params.get("_meta")
+            own = meta if isinstance(meta, dict) else {}
+            params = {**params, "_meta": {**own, **enveloped()["_meta"]}}
+        response = self.exchange(request(method, params, request_id))
         assert response["id"] == request_id, response
         return response
 
