@@ -11,7 +11,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from config import ARTIFACT_BYTES
@@ -24,6 +27,14 @@ class KeptFile(NamedTuple):
     sha256: str
     size: int
     is_text: bool
+
+
+class Unsound(Exception):
+    """An artifact's file is not what it is recorded to be; the text says what is wrong."""
+
+
+_OWN_NAME = re.compile(r"[0-9a-f]{64}|\.incoming-[0-9a-f]+")
+_CHUNK_BYTES = 1 << 20
 
 
 class ArtifactFiles:
@@ -41,7 +52,7 @@ class ArtifactFiles:
         try:
             kept = self._write(temporary, chunks)
             os.rename(temporary, self._path(kept.sha256))
-            self._sync_folder()
+            sync_folder(self._folder)
         except BaseException as error:
             _remove(temporary)
             if isinstance(error, OSError):
@@ -64,6 +75,40 @@ class ArtifactFiles:
                 f"The artifact's file cannot be read: {error.strerror}.",
                 "Tell the user that a file is missing from the artifacts folder.",
             ) from error
+
+    def sound_bytes(self, sha256: str, size: int) -> Iterator[bytes]:
+        """Yield the bytes of a file, piece by piece; raises Unsound where they are not what was stored."""
+        if not _OWN_NAME.fullmatch(sha256):
+            raise Unsound("no file has such a name")
+        digest = hashlib.sha256()
+        try:
+            found = os.stat(self._path(sha256))
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                raise Unsound(f"its file has {found.st_size} bytes and not {size}")
+            with open(self._path(sha256), "rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    yield chunk
+        except OSError as error:
+            raise Unsound(f"its file cannot be read: {error.strerror}") from error
+        if digest.hexdigest() != sha256:
+            raise Unsound("its file does not have the SHA-256 that it is named after")
+
+    def names(self, age: float) -> set[str]:
+        """Return the names of the files that have not changed for `age` seconds, unfinished ones included.
+
+        Raises OSError if the folder cannot be read; one that is not there holds nothing.
+        """
+        latest = time.time() - age
+        try:
+            with os.scandir(self._folder) as entries:
+                return {
+                    entry.name
+                    for entry in entries
+                    if _OWN_NAME.fullmatch(entry.name) and entry.stat().st_mtime < latest
+                }
+        except FileNotFoundError:
+            return set()
 
     def _path(self, sha256: str) -> str:
         return os.path.join(self._folder, sha256)
@@ -88,13 +133,6 @@ class ArtifactFiles:
             os.fsync(descriptor)
         return KeptFile(digest.hexdigest(), size, text.passed())
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
 
 class _TextTest:
     """Whether bytes that come in pieces are UTF-8 without NUL: what can be shown as text."""
@@ -114,6 +152,15 @@ class _TextTest:
     def passed(self) -> bool:
         self.feed(b"", final=True)
         return self._is_text
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _remove(path: str) -> None:

@@ -35,6 +35,8 @@ class Options(NamedTuple):
     http: bool = False
     host: str = "127.0.0.1"
     port: int | None = None
+    backup: str | None = None
+    verify: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +46,8 @@ def main(arguments: list[str]) -> int:
     try:
         options = _read_options(arguments) if arguments else Options()
         settings = load_settings(os.environ, _working_dir())
+        if options.verify or options.backup is not None:
+            return _run_recovery(settings, options)
         _make_folders(settings)
         return _run_http(settings, options) if options.http else _run_stdio(settings)
     except ConfigError as error:
@@ -98,6 +102,25 @@ def _open_methods(settings: Settings, attach_roots: tuple[str, ...]) -> TaskMeth
     return TaskMethods(Workplace(store, attach_roots, settings.on_handoff))
 
 
+def _run_recovery(settings: Settings, options: Options) -> int:
+    from recovery import back_up, verify
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # either can be cut off anywhere, and must not end with 0 then
+    if options.backup is not None:
+        is_sound = back_up(settings.db_path, settings.artifacts_dir, options.backup, _print)
+    else:
+        is_sound = verify(settings.db_path, settings.artifacts_dir, _print)
+    return 0 if is_sound else 1
+
+
+def _print(line: str) -> None:
+    try:
+        print("".join(letter if letter.isprintable() else "?" for letter in line), flush=True)
+    except OSError:
+        pass  # whoever read it has seen enough; the exit status tells the rest
+
+
 def _make_folders(settings: Settings) -> None:
     if os.path.isdir(settings.db_path):
         raise ConfigError(f"MCP_TASK_DB_PATH: {settings.db_path} is a folder, not a database file")
@@ -120,8 +143,11 @@ def _quit() -> None:
     raise _Quit
 
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 def _on_stop_signals(stop: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, lambda *_: stop())
 
 
@@ -135,7 +161,18 @@ def _read_options(arguments: list[str]) -> Options:
         epilog="Settings come from MCP_TASK_* in the environment; see the README.",
         allow_abbrev=False,
     )
-    parser.add_argument("--http", action="store_true", help="run as an HTTP service for many clients")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--http", action="store_true", help="run as an HTTP service for many clients")
+    modes.add_argument(
+        "--backup",
+        metavar="DIR",
+        help="copy the database and the artifacts to DIR, a new or empty folder; servers may run meanwhile",
+    )
+    modes.add_argument(
+        "--verify",
+        action="store_true",
+        help="check the database and the artifacts, and change nothing; servers may run meanwhile",
+    )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", help=f"port to listen on (default: MCP_TASK_PORT or {DEFAULT_PORT})")
     parser.add_argument("--version", action="version", version=f"{SERVER_NAME} {SERVER_VERSION}")
@@ -143,4 +180,4 @@ def _read_options(arguments: list[str]) -> Options:
     if not given.http and (given.host or given.port):
         parser.error("--host and --port go with --http")
     port = None if given.port is None else parse_port(given.port, "--port")
-    return Options(given.http, given.host or Options().host, port)
+    return Options(given.http, given.host or Options().host, port, given.backup, given.verify)

@@ -39,6 +39,10 @@ class _Lock(Protocol):
     def release(self) -> None: ...
 
 
+class DatabaseDamaged(StoreFailure):
+    """The file is damaged, or no database at all."""
+
+
 class Database:
     """One connection to one database file, for all threads of this process.
 
@@ -60,15 +64,13 @@ class Database:
         self._file: tuple[int, int] | None = None  # device and inode of what is open, once that is known
         self._has_failed = False
         self._is_open = False
-        with self._errors_told():
+        with self._opening():
             self._connection = self._connect()
         try:
-            with self._errors_told():
+            with self._opening():
                 self._prepare()
-        except BaseException as error:
+        except BaseException:
             self.close()
-            if isinstance(error, ToolError):
-                raise StoreFailure(f"{path}: {error.message}") from error
             raise
         self._is_open = True
 
@@ -137,18 +139,25 @@ class Database:
 
     # --- Opening --------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Turn what an agent would be told into the line that ends a process: nobody has called yet."""
+        try:
+            with self._errors_told():
+                yield
+        except ToolError as error:
+            raise StoreFailure(f"{self._path}: {error.message}") from error
+
     def _connect(self) -> sqlite3.Connection:
         if os.path.exists(self._path + "-wal"):
             # Closing it would fold the log into the file. Look first, in a way that changes neither.
-            uri = "file:" + quote(self._path) + "?mode=ro"
-            with closing(sqlite3.connect(uri, uri=True, timeout=0)) as looking:
-                deadline = time.monotonic() + BUSY_SECONDS
-                self._judge(
-                    self._patiently(
-                        deadline, lambda: [looking.execute(text).fetchall() for text, _ in _IDENTITY]
-                    )
-                )
+            with closing(_look_at(self._path, "ro")) as looking:
+                self._judge(self._identity_of(looking))
         return sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+
+    def _identity_of(self, looking: sqlite3.Connection) -> list[list[Row]]:
+        deadline = time.monotonic() + BUSY_SECONDS
+        return self._patiently(deadline, lambda: [looking.execute(text).fetchall() for text, _ in _IDENTITY])
 
     def _prepare(self) -> None:
         deadline = time.monotonic() + BUSY_SECONDS
@@ -291,7 +300,8 @@ class Database:
             if getattr(error, "sqlite_errorcode", 0) in _UNSYNCED:
                 self._fail(f"input/output error ({error})", error)
             if code in _DAMAGED:
-                self._fail(_DAMAGED[code], error)
+                self._has_failed = True
+                raise DatabaseDamaged(f"{self._path}: {_DAMAGED[code]}") from error
             if self._is_open:  # else it ends the process, with one line of its own
                 say(f"{self._path}: {error}")
             raise StorageError(
@@ -299,6 +309,52 @@ class Database:
                 "Nothing was changed. Tell the user that the task database needs attention; once it "
                 "is mended, the same call can be repeated.",
             ) from error
+
+
+class DatabaseCopy(Database):
+    """One state of a database, copied while others write: to be kept, or to be looked at in peace.
+
+    The original is read only. What a crash cut off in it is undone first, as by any server that reads it.
+    """
+
+    def __init__(
+        self, path: str, application_id: int, migrations: Sequence[Sequence[str]], target: str = ""
+    ) -> None:
+        """Copy the file at `path` to `target`, durably, or to a file without a name that ends with us.
+
+        Raises DatabaseDamaged, or StoreFailure for a file that is not ours, holds nothing yet or is newer
+        than this program, and when writers or the disk do not let it be copied.
+        """
+        self._target = target
+        super().__init__(path, application_id, migrations)
+
+    def problems(self) -> list[str]:
+        """Return what SQLite finds wrong with the structure of the file, one line each."""
+        [structure, references] = self.read(("PRAGMA integrity_check", ()), ("PRAGMA foreign_key_check", ()))
+        lines = [line for (text,) in structure for line in text.splitlines() if text != "ok"]
+        return lines + [f"row {row[1]} of {row[0]} refers to no row of {row[2]}" for row in references]
+
+    def _connect(self) -> sqlite3.Connection:
+        """Copy in one step: one in several begins anew with each write of another, and may never end."""
+        # With a write-ahead log, closing a connection that may write would fold the log into the file.
+        mode = "ro" if os.path.exists(self._path + "-wal") else "rw"
+        with closing(_look_at(self._path, mode)) as original:
+            original.execute("BEGIN")
+            self._judge(self._identity_of(original))
+            copy = sqlite3.connect(self._target, timeout=0, isolation_level=None)
+            try:
+                copy.text_factory = lambda text: text.decode(errors="surrogateescape")  # damaged text, too
+                copy.execute("PRAGMA synchronous = FULL")
+                original.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")  # one file: also of a WAL database
+            except BaseException:
+                copy.close()
+                raise
+        return copy
+
+    def _prepare(self) -> None:
+        if self._schema_version() < len(self._migrations):
+            raise StoreFailure(f"{self._path} holds no tasks yet: no server has used it")
 
 
 # What tells whose file it is, and whether it is anybody's.
@@ -323,6 +379,12 @@ _REASONS = {
     sqlite3.SQLITE_CANTOPEN: "The database or its journal cannot be opened.",
     sqlite3.SQLITE_IOERR: "The disk reports an input/output error.",
 }
+
+
+def _look_at(path: str, mode: str) -> sqlite3.Connection:
+    """Open a file that must exist; `mode` is `ro` or `rw`, as in SQLite's URIs."""
+    uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
 
 
 def _file_at(path: str) -> tuple[int, int] | None:

@@ -3,6 +3,8 @@
 
     python3 server.py                                  one client on stdin and stdout
     python3 server.py --http [--host H] [--port P]     an HTTP service for many clients
+    python3 server.py --backup DIR                     a copy of everything, while servers run
+    python3 server.py --verify                         a look at everything, while servers run
 
 The entry point. It is short because Python compiles it at each start, unlike what it imports.
 """

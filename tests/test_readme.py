@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import http.client
 import json
 import re
@@ -135,20 +136,34 @@ def output(*arguments: str, folder: Path, lines: str = "") -> str:
     return done.stdout
 
 
-def test_the_backup_holds_everything(tmp_path: Path) -> None:
-    """A server on the copies has the task and its artifact."""
+def test_a_backup_is_made_verified_and_restored_as_shown(tmp_path: Path) -> None:
+    """The three scripts save, check and bring back a task and its artifact, and a server has both."""
+    backup, verify, restore = blocks(section("Backup, verify and restore"), "sh")
     with stdio(tmp_path) as client:
         client.call("create_task", task_id="t", title="t", goal="g")
         client.call("attach_artifact", task_id="t", name="a", content="kept")
-        (script,) = blocks(section("Backup"), "sh")
-        script = script.replace(PYTHON, shlex.quote(sys.executable))
-        subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=True, timeout=PATIENCE)
-    copies = {
-        "MCP_TASK_DB_PATH": str(tmp_path / "backup" / "tasks.db"),
-        "MCP_TASK_ARTIFACTS_DIR": str(tmp_path / "backup" / "artifacts"),
-    }
-    with stdio(tmp_path, **copies) as client:
+        assert re.search(r"^copied to .+: 1 task, .+\nsound: 1 task, ", run(backup, tmp_path))
+        client.call("create_task", task_id="later", title="t", goal="g")
+    assert run(verify, tmp_path) == "sound: 1 task, 1 artifact (4 bytes)\n"
+    (tmp_path / "artifacts" / hashlib.sha256(b"kept").hexdigest()).write_bytes(b"lost")
+    assert run(restore, tmp_path) == "sound: 1 task, 1 artifact (4 bytes)\n"
+    with stdio(tmp_path) as client:
+        assert client.call("list_tasks")["total"] == 1
         assert client.call("get_task", task_id="t", artifact=1)["text"] == "kept"
+
+
+def run(script: str, folder: Path) -> str:
+    """Return what a script of the README prints, run where `tasks.db` and `artifacts` are."""
+    server = shlex.join([sys.executable, str(SERVER)])
+    return subprocess.run(
+        ["sh", "-e", "-c", script.replace(f"{PYTHON} {SERVER.name}", server)],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    ).stdout
 
 
 def test_systemd_is_set_up_as_the_template_says() -> None:
@@ -513,6 +528,17 @@ def test_links_lead_somewhere() -> None:
         path, _, anchor = target.partition("#")
         assert not path or (PROJECT / path).exists(), target
         assert not anchor or anchor in headings, target
+
+
+def test_the_threat_model_names_tests_that_are_there() -> None:
+    """Every test that SECURITY.md calls a proof exists, and every defence has one."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)", source, re.M))
+    text = (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
+    threats = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    for _, defence, *proofs in (threat for threat in threats if threat[0] != "threat"):
+        assert defence.startswith("none:") or code(" ".join(proofs)), defence
+        assert set(code(" ".join(proofs))) <= tests
 
 
 def slug(heading: str) -> str:
