@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from config import BUSY_SECONDS, CLOSE_SECONDS
 from errors import Busy, StorageError, StoreFailure, ToolError
-from locks import WriterTurns
+from locks import WriterTurns, sync_left_file
 from log import say
 
 Row = tuple[Any, ...]
@@ -94,7 +94,10 @@ class Database:
         promised any more.
         """
         deadline = time.monotonic() + BUSY_SECONDS
-        with self._errors_told(), _held(self._writer, deadline), self._turns.turn(deadline):
+        turn = self._turns.turn(deadline)
+        with self._errors_told(), _held(self._writer, deadline), turn as was_cut_short:
+            if was_cut_short:
+                self._sync_journal()
             # Until it begins nothing holds the connection: others may read while this one waits.
             self._patiently(deadline, lambda: self._begin(deadline))
             try:
@@ -240,6 +243,18 @@ class Database:
             "The database file has been moved or deleted.",
             "Nothing was changed. Tell the user to put the file back; then repeat the call.",
         )
+
+    def _sync_journal(self) -> None:
+        """Make durable what a writer that was killed left unsynced: maybe the mark that it had committed.
+
+        SQLite takes the mark for granted. Others would acknowledge what a loss of power can still undo,
+        and write over a journal that could then be played back by half.
+        """
+        try:
+            for suffix in ("-journal", "-wal"):
+                sync_left_file(self._path + suffix)
+        except OSError as error:
+            self._fail(f"input/output error ({error.strerror})")
 
     def _require_own_version(self) -> None:
         """Stop before writing to what was emptied, or migrated by a newer program, since it was opened."""

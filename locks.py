@@ -18,6 +18,8 @@ try:
 except ImportError:  # no flock on this platform
     fcntl = None  # type: ignore[assignment]
 
+_BEGUN, _THROUGH = b"1", b"0"  # what the lock file says of the latest turn
+
 
 class WriterTurns:
     """The turns of all processes that write to one database. Used by one thread at a time."""
@@ -28,11 +30,21 @@ class WriterTurns:
         self._waiter: _Waiter | None = None
 
     @contextmanager
-    def turn(self, deadline: float) -> Iterator[None]:
-        """Hold the turn inside the block; raises TimeoutError after `deadline` (time.monotonic)."""
+    def turn(self, deadline: float) -> Iterator[bool]:
+        """Hold the turn inside the block; raises TimeoutError after `deadline` (time.monotonic).
+
+        Yields whether the turn before this one may have been cut short: its holder says in the file when
+        it begins and when it is through, which outlives the process. Not the power, and need not.
+        """
         held = self._take(deadline)
         try:
-            yield
+            if held is None:
+                yield True
+            else:
+                was_cut_short = os.pread(held, 1, 0) == _BEGUN
+                _say(held, _BEGUN)
+                yield was_cut_short
+                _say(held, _THROUGH)
         finally:
             if held is not None:
                 fcntl.flock(held, fcntl.LOCK_UN)
@@ -77,6 +89,23 @@ class WriterTurns:
             raise TimeoutError
         self._waiter = None
         return file
+
+
+def _say(file: int, what: bytes) -> None:
+    with suppress(OSError):  # no room: then nothing can be committed either
+        os.pwrite(file, what, 0)
+
+
+def sync_left_file(path: str) -> None:
+    """Make durable what another process has written to a file, if it is there; raises OSError."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 class _Waiter:
