@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
 from config import HEADER_BYTES, MESSAGE_BYTES
 
+_HEADS_KEPT = 64  # a client sends the same head again and again, apart from the length
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
 _HEADER_NAME = re.compile(_TOKEN)
@@ -80,8 +82,13 @@ def take_head(buffer: bytearray) -> Head | None:
             raise _bad_request(f"the headers are over {HEADER_BYTES} bytes")
         return None
     arrived = bytes(buffer[:end])
-    _require_line_ends(arrived)
     del buffer[: end + 4]
+    return _parsed_head(arrived)
+
+
+@lru_cache(_HEADS_KEPT)
+def _parsed_head(arrived: bytes) -> Head:
+    _require_line_ends(arrived)
     request_line, *header_lines = arrived.split(b"\r\n")
     return _head(request_line, _headers(header_lines))
 
