@@ -435,7 +435,7 @@ class _Standing:
     current_owner: str | None = None
     title: str = ""
     sender: str | None = None  # of the latest handoff
-    connections: frozenset[str] = frozenset()  # through one of which the owner last wrote
+    connection: str = ""  # through which the owner last wrote or sent a write again
     decisions: list[str] = field(default_factory=list)
 
     def is_written_by(self, agent: str | None) -> bool:
@@ -481,7 +481,8 @@ class _Life:
                 return task.version == 0
             case "takeover":
                 is_others = task.status == "in_progress" and task.current_owner not in (None, event.agent)
-                return is_others and not self._is_alive(task.connections, max(call.ended for call in calls))
+                death = self._deaths.get(task.connection, math.inf)
+                return is_others and death <= max(call.ended for call in calls)
             case "claimed":
                 return task.is_written_by(event.agent) and not task.is_in_hands_of(event.agent)
             case "updated":
@@ -491,9 +492,6 @@ class _Life:
             case "artifact":
                 return True
         return task.is_written_by(event.agent)
-
-    def _is_alive(self, connections: frozenset[str], at: float) -> bool:
-        return all(self._deaths.get(name, math.inf) > at for name in connections)
 
     def _wrong_checkpoint(self, event: Event, after: _Standing, stored: Stored) -> Iterator[str]:
         found = stored.decisions.get((self._task_id, event.checkpoint or 0))
@@ -510,14 +508,14 @@ class _Life:
 
 def _after(task: _Standing, event: Event, calls: list[Call]) -> _Standing:
     """Return the task after an event."""
-    task, through = replace(task, version=event.version), frozenset(call.connection for call in calls)
+    task, through = replace(task, version=event.version), calls[-1].connection
     if event.what in ("checkpoint", "handoff", "exhausted"):
         task = replace(task, decisions=[*task.decisions, event.mark or ""])
     match event.what:
         case "created":
             return replace(task, status="open", title=event.mark or "")
         case "checkpoint" | "claimed" | "takeover":
-            return replace(task, status="in_progress", current_owner=event.agent, connections=through)
+            return replace(task, status="in_progress", current_owner=event.agent, connection=through)
         case "handoff":
             to_agent = calls[0].arguments["to_agent"]
             return replace(task, status="handoff_ready", current_owner=to_agent, sender=event.agent)
@@ -528,7 +526,7 @@ def _after(task: _Standing, event: Event, calls: list[Call]) -> _Standing:
             owner = None if calls[0].arguments.get("status") == "open" else task.current_owner
             return replace(task, status=status, current_owner=owner, title=event.mark or "")
         case "artifact" if task.is_in_hands_of(event.agent):
-            return replace(task, connections=through)
+            return replace(task, connection=through)
     return task
 
 

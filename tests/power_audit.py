@@ -58,7 +58,7 @@ def audit(place: str, acknowledged: list[Acknowledged]) -> str:
     with _opened(place) as store:
         content = _sound_content(os.path.join(place, "tasks.db"))
         try:
-            _check_artifacts(store)
+            _check_whole(store)
             for one in acknowledged:
                 _check_recorded(store, one)
             for latest in {one.task["task_id"]: one for one in acknowledged}.values():
@@ -103,20 +103,32 @@ def _sound_content(path: str) -> str:
     return digest.hexdigest()
 
 
-def _check_artifacts(store: Store) -> None:
-    """Check that no row is without its file, acknowledged or not."""
+def _check_whole(store: Store) -> None:
+    """Check that no call is there by half, acknowledged or not, and no row without its file."""
     for row in store.recent_tasks(100, None).tasks:
-        for artifact in store.get_task(row["task_id"]).artifacts:
-            _, content = store.read_artifact(row["task_id"], artifact.number, 0, artifact.size + 1)
+        task = store.get_task(row["task_id"])
+        changes = _changes(store, task.task_id)
+        _require(Corrupt, len(changes), task.version, f"the changes of {task.task_id}")
+        saved = [event["checkpoint"] for event in changes if "checkpoint" in event]
+        for number in saved:
+            store.get_checkpoint(task.task_id, number)
+        _require(Corrupt, saved, list(range(1, len(saved) + 1)), f"the checkpoints of {task.task_id}")
+        for artifact in task.artifacts:
+            _, content = store.read_artifact(task.task_id, artifact.number, 0, artifact.size + 1)
             found = hashlib.sha256(content).hexdigest()
-            _require(Lost, found, artifact.sha256, f"artifact {artifact.number} of {row['task_id']}")
+            _require(Lost, found, artifact.sha256, f"artifact {artifact.number} of {task.task_id}")
+
+
+def _changes(store: Store, task_id: str) -> list[JsonObject]:
+    """Return the events that made the task's versions, oldest first."""
+    events, _ = store.history(task_id, 1000, None)
+    return [event for event in reversed(events) if event["what"] != "session_ended"]
 
 
 def _check_recorded(store: Store, one: Acknowledged) -> None:
     """Check that the history has the call, and that its checkpoint or artifact says what the client said."""
     task_id, version = one.task["task_id"], one.task["version"]
-    events, _ = store.history(task_id, 1000, None)
-    changes = [event for event in reversed(events) if event["what"] != "session_ended"]
+    changes = _changes(store, task_id)
     _require(Lost, len(changes) >= version, True, f"version {version} of {task_id}, {one.tool}")
     event = changes[version - 1]
     _require(Lost, event["what"] in _EVENTS[one.tool], True, f"{one.tool} of {task_id}, not {event['what']}")

@@ -53,6 +53,9 @@ class Part(NamedTuple):
     what: str  # "sector", "size" or "entry"
     number: int
 
+    def __str__(self) -> str:
+        return f"{self.what} {self.number} of '{self.path}'"
+
 
 Choice = Callable[[Part, int], int]  # a part, how many versions it has, oldest first -> which one is there
 State = dict[str, bytes | None]  # paths below the root -> a file's content, or None for a folder

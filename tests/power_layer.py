@@ -166,6 +166,7 @@ class _PythonLayer:
     def install(self) -> None:
         self._wrap("open", self._opened)
         self._wrap("write", self._written)
+        self._wrap("pwrite", self._written_at)
         for name in ("fsync", "fdatasync"):
             self._wrap(name, lambda result, file: self._log.add("sync", _path_of(file)))
         for name in ("rename", "replace"):
@@ -174,7 +175,7 @@ class _PythonLayer:
             self._wrap(name, lambda result, path: self._log.add("remove", str(path)))
         self._wrap("mkdir", lambda result, path, *_: self._log.add("make folder", str(path)))
         self._wrap("ftruncate", lambda result, file, size: self._log.add("resize", _path_of(file), size))
-        for name in ("link", "symlink", "truncate", "pwrite", "writev", "pwritev", "sendfile"):
+        for name in ("link", "symlink", "truncate", "writev", "pwritev", "sendfile"):
             self._wrap(name, self._refuse)
         self._true_open = builtins.open
         setattr(builtins, "open", self._open)  # noqa: B010 (mypy minds the assignment)
@@ -202,6 +203,9 @@ class _PythonLayer:
             self._log.add("answer", "", data=bytes(data[:count]))
         elif self._log.is_ours(path):
             self._log.add("write", path, os.lseek(file, 0, os.SEEK_CUR) - count, bytes(data[:count]))
+
+    def _written_at(self, count: int, file: int, data: Any, offset: int) -> None:
+        self._log.add("write", _path_of(file), offset, bytes(data[:count]))
 
     def _refuse(self, result: Any, *arguments: Any) -> None:
         paths = [_path_of(one) if isinstance(one, int) else str(one) for one in arguments]

@@ -50,7 +50,7 @@ DEFINITIONS = {method.name: method.definition for method in METHODS} | {"initial
 TASKS = [f"task-{number}" for number in range(4)]
 WATCHED = "watched"  # by a client that never stops
 SHORT_WAITS = "import config\nconfig.CLAIM_WAIT_SECONDS = 0.05\n"
-SHORT, FULL = 60, 3000  # examples for each wire
+SHORT, FULL = 100, 3000  # examples for each wire
 
 
 # --- What is said -----------------------------------------------------------------------------------------
@@ -86,9 +86,11 @@ OF_NAME: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-def mostly(good: st.SearchStrategy[Any], other: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Return one that draws from `other` one time in twelve."""
-    return st.integers(0, 11).flatmap(lambda die: good if die else other)
+def mostly(
+    good: st.SearchStrategy[Any], other: st.SearchStrategy[Any], one_in: int = 12
+) -> st.SearchStrategy[Any]:
+    """Return one that now and then draws from `other`."""
+    return st.integers(1, one_in).flatmap(lambda die: other if die == 1 else good)
 
 
 def of_schema(name: str, schema: JsonObject) -> st.SearchStrategy[Any]:
@@ -149,7 +151,7 @@ def params_of(method: str) -> st.SearchStrategy[JsonObject]:
         return TOOL_CALLS
     if method == STREAMS:
         return st.fixed_dictionaries({}, optional={"notifications": st.none() | TEXT | st.lists(JUNK)})
-    named = {name: mostly(good, JUNK) for name, good in PARAMS.get(method, {}).items()}
+    named = {name: mostly(good, JUNK, one_in=3) for name, good in PARAMS.get(method, {}).items()}
     return st.fixed_dictionaries(
         named, optional={name: JUNK for name in ("cursor", "x") if name not in named}
     )

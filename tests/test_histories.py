@@ -96,7 +96,7 @@ def test_a_short_history_is_explained_by_its_calls(tmp_path: Path, prelude: str)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("prelude", ["", NO_TURNS], ids=["in turn", "without turns"])
 def test_a_long_history_is_explained_by_its_calls(tmp_path: Path, prelude: str, seed: int) -> None:
     """Six clients write and claim some 15,000 times at once: all is there once, in order, with one owner."""

@@ -338,8 +338,12 @@ def flood_with_headers(server: HttpServer, connection: socket.socket) -> None:
 
 
 def send_one_byte_too_many(server: HttpServer, connection: socket.socket) -> None:
-    """Send one header that is as long as all may be."""
-    connection.sendall(HEALTH[:-2] + b"X: " + b"y" * HEADER_BYTES)
+    """Send headers that are as long as they may be, and then one byte longer."""
+    start, end = HEALTH[:-2] + b"X: ", b"\r\n\r\n"
+    longest = start + b"y" * (HEADER_BYTES - len(start + end)) + end
+    connection.sendall(longest)
+    assert status_of(connection) == 200
+    connection.sendall(longest.replace(b"X: ", b"X: y"))
     assert status_of(connection) == 400
 
 

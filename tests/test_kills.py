@@ -22,7 +22,6 @@ from histories import (
     Outcome,
     Recorder,
     Stored,
-    Trace,
     Worker,
     read_stored,
     violations,
@@ -146,17 +145,18 @@ class Campaign:
 
     def _left_behind(self) -> set[str]:
         """Return the tasks that belong to clients whose connection has ended."""
-        through = defaultdict[Trace, set[str]](set)
-        for call in self.recorder.calls:
-            if call.outcome is not Outcome.FAILED:
-                through[call.trace].add(call.connection)
-        connections: dict[str, set[str]] = {}
+        through = {
+            call.trace: call.connection
+            for call in self.recorder.calls  # the latest counts: the owner goes on where it called again
+            if call.outcome is not Outcome.FAILED
+        }
+        connections: dict[str, str] = {}
         for event in self.stored.events:
             is_owners = event.what in ("checkpoint", "claimed", "takeover", "artifact")
             if is_owners and event.agent == self.stored.tasks[event.task_id]["current_owner"]:
                 connections[event.task_id] = through[event.trace]
         at_work = [task_id for task_id, task in self.stored.tasks.items() if task["status"] == "in_progress"]
-        return {task_id for task_id in at_work if DEATHLESS not in connections[task_id]}
+        return {task_id for task_id in at_work if connections[task_id] != DEATHLESS}
 
     # --- Up to the kill -------------------------------------------------------------------------------
 

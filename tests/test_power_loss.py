@@ -96,7 +96,8 @@ def survey(recording: Recording, samples: int = 2, stride: int = 16, since: int 
                 if content not in moments:
                     raise Lost("the database is not what it was at any moment since the last answer")
             except AssertionError as error:
-                where = f"seed {SEED}, after operation {point} ({operation}), {outcome.name}"
+                done = str(operation).replace(recording.root + "/", "")
+                where = f"seed {SEED}, after operation {point} ({done}), {outcome.name}"
                 losses.append(Loss(error, f"{where}: {type(error).__name__}: {error}"))
     return Survey(len({digest for digest, _ in seen}), losses)
 
@@ -205,11 +206,11 @@ def a_long_day(stage: Stage) -> None:
     """Have all of that happen in one database, and texts that fill many pages go in between."""
     a_short_day(stage)
     with stage.start(LITTLE_MEMORY.format(flag="")) as client:
-        two_agents(stage, client, "two", 20_000)
+        two_agents(stage, client, "two", 10_000)
         assert client.close() == 0
     an_undone_call(stage)
     with stage.start() as client:
-        two_agents(stage, client, "three", 120_000)
+        two_agents(stage, client, "three", 40_000)
         assert client.close() == 0
 
 
@@ -241,10 +242,10 @@ def test_nothing_acknowledged_is_lost(
 def test_nothing_acknowledged_is_lost_in_thousands_of_states(
     tmp_path: Path, recorder: Recorder, place: str
 ) -> None:
-    """The same for a longer day, at each single operation, in a folder that was there and in a new one."""
-    found = survey(recorded(tmp_path, recorder, a_long_day, place), samples=3, stride=1)
+    """The same for a longer day, in a folder that was there and in one that the server makes."""
+    found = survey(recorded(tmp_path, recorder, a_long_day, place), stride=8)
     assert not found.losses, str(found)
-    assert found.states >= 1000
+    assert found.states > 5000
 
 
 def test_the_recording_is_complete(tmp_path: Path, recorder: Recorder) -> None:
