@@ -73,9 +73,11 @@ def _run_stdio(settings: Settings) -> int:
 
 
 def _run_http(settings: Settings, options: Options) -> int:
+    from heap import share_heap
     from http_sockets import HttpService, listen
     from http_transport import Access, HttpTransport
 
+    share_heap()
     access = Access(options.host, settings.token, settings.allowed_origins)
     listener = listen(options.host, settings.port if options.port is None else options.port)
     # No attach_roots: a service has no working directory that its clients would mean.
@@ -86,7 +88,7 @@ def _run_http(settings: Settings, options: Options) -> int:
     _on_stop_signals(service.stop)
     say(f"listening on {service.url}")
     if service.run():
-        methods.store.close()
+        methods.leave()
     return 0
 
 

@@ -76,6 +76,7 @@ class Database:
 
     def close(self) -> None:
         """Close the connection after the statement in hand; one that does not end is left to the system."""
+        self._is_open = False  # who still reads is told so, and it is nothing to say
         deadline = time.monotonic() + CLOSE_SECONDS
         is_turn_free = self._writer.acquire(timeout=CLOSE_SECONDS)
         if self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
+from config import CLOSE_SECONDS
 from errors import StoreFailure
 from log import say_exception
 from protocol import Peer
@@ -16,9 +17,9 @@ class Farewells:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._session_ids: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._session_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: there are no more
         self._guard = threading.Lock()
-        self._is_running = False
+        self._thread: threading.Thread | None = None
 
     def say(self, peer: Peer) -> None:
         """Record soon that a peer is gone; costs nothing for one whose agent never owned a task."""
@@ -26,13 +27,20 @@ class Farewells:
             return
         self._session_ids.put(peer.session_id)
         with self._guard:
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name="farewells", daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="farewells", daemon=True)
+                self._thread.start()
+
+    def finish(self) -> None:
+        """Have all that was said recorded before the store is closed; waits for CLOSE_SECONDS at most."""
+        self._session_ids.put(None)
+        with self._guard:
+            thread = self._thread
+        if thread is not None:
+            thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        while True:
-            session_id = self._session_ids.get()
+        while (session_id := self._session_ids.get()) is not None:
             try:
                 self._store.end_session(session_id, lambda _: None)
             except StoreFailure:

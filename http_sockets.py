@@ -217,29 +217,32 @@ class HttpService:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
+            if self._surplus() >= _TURNED_AWAY:  # who comes next is told once one of these has gone
+                self._set_accepting(False)
+                return
             try:
                 client, _ = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:  # the next sweep tries again
+                if error.errno in _OUT_OF_RESOURCES:  # tried again once a connection has gone
                     self._set_accepting(False)
                 return
             self._admit(client)
-            if len(self._connections) > self._most_connections:
+            if self._surplus() > 0:
                 return  # first see who has left, before more are turned away
 
+    def _surplus(self) -> int:
+        """Return how many connections there are beyond those that are served."""
+        return len(self._connections) - self._most_connections
+
     def _admit(self, client: socket.socket) -> None:
-        surplus = len(self._connections) - self._most_connections
-        if surplus >= _TURNED_AWAY:
-            client.close()
-            return
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(client)
         self._connections.add(connection)
         self._watch(connection)
-        if surplus >= 0:
+        if self._surplus() > 0:
             self._refuse(connection, overloaded_response())
 
     def _receive(self, connection: Connection) -> None:
@@ -380,6 +383,8 @@ class HttpService:
                 self._selector.unregister(connection.socket)
             connection.socket.close()
         self._connections.discard(connection)
+        if not self._is_stopping:
+            self._set_accepting(True)
         if connection.stream is not None:
             connection.stream.closed()
         if connection.late is not None:

@@ -77,11 +77,18 @@ class TaskMethods:
         self._waiting.close()
         self._subscriptions.close()
 
-    def leave(self, session_id: str) -> None:
-        """Take nothing more for anybody, record that the session has ended, and close the store."""
+    def leave(self, session_id: str | None = None) -> None:
+        """Take nothing more for anybody, record what has ended, and close the store.
+
+        `session_id` is the only session that there was, which ends in good order.
+        """
         self._waiting.stop()
         deadline = time.monotonic() + GIT_SECONDS_AT_EXIT
-        self.store.end_session(session_id, lambda path: observe(path, max(0.0, deadline - time.monotonic())))
+        if session_id is not None:
+            self.store.end_session(
+                session_id, lambda path: observe(path, max(0.0, deadline - time.monotonic()))
+            )
+        self._farewells.finish()
         self.store.close()
 
     def _wait(self, call: Call, wait: Wait) -> Reply:

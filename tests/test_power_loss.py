@@ -7,6 +7,7 @@ disk is as treacherous as it should be: with less durability than the product ha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import power_trace
 import pytest
 from power_audit import Acknowledged, Corrupt, Lost, audit
 from power_disk import Disk, Kind, Operation, State, outcomes
@@ -191,6 +193,7 @@ def an_undone_call(stage: Stage) -> None:
         stage.call(client, "save_checkpoint", task_id="undone", agent="ann", decisions=["x" * 9000])
         assert client.close() == 0
     with stage.start(LITTLE_MEMORY.format(flag=str(flag))) as dying:
+        dying.call("get_task", task_id="undone")  # from here on the database is open
         flag.touch()
         lost = {"task_id": "undone", "agent": "ann", "decisions": [f"{n} {'y' * 9000}" for n in range(2)]}
         dying.send(request("tools/call", {"name": "save_checkpoint", "arguments": lost}, "lost"))
@@ -344,3 +347,34 @@ def test_other_durability(
 
     found = survey(recorded(tmp_path, recorder, work), since=2)  # the first one changes the journal mode
     assert set(found.kinds()) == failures, str(found)
+
+
+# --- A kill, then a loss of power -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["new server", "server that was there"])
+def test_a_call_that_is_repeated_after_a_kill_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_open: bool
+) -> None:
+    """What a server that was killed left unsynced is acknowledged by another one only once it is durable."""
+    if why_not := why_no_strace():
+        pytest.skip(why_not)
+    stage = Stage(tmp_path, STRACE)
+    call = {"name": "update_task", "arguments": {"task_id": "one", "title": "Other"}}
+    with stage.start() as heir:
+        stage.call(heir, "create_task", task_id="one", title="Title", goal="goalone")
+        if not is_open:
+            assert heir.close() == 0
+        with monkeypatch.context() as patch:
+            # The fifth sync of a transaction is the one after the journal's header was cleared: the commit.
+            killing = ["-e", "inject=fdatasync:signal=KILL:when=5"]
+            patch.setattr(power_trace, "_STRACE", [*power_trace._STRACE, *killing])
+            dying = stage.start()
+        with dying:
+            dying.send(request("tools/call", call, "lost"))
+            assert dying.process.wait(PATIENCE) == -signal.SIGKILL
+        with contextlib.nullcontext(heir) if is_open else stage.start() as other:
+            assert stage.call(other, "update_task", task_id="one", title="Other")["version"] == 2
+            stage.kill(other)
+    found = survey(stage.recording())
+    assert not found.losses, str(found)

@@ -20,7 +20,17 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, PROJECT, HttpServer, SseClient, sse, thread_count, wait_until
+from support import (
+    PATIENCE,
+    PROJECT,
+    HttpServer,
+    SseClient,
+    at_work,
+    sse,
+    stdio,
+    thread_count,
+    wait_until,
+)
 
 from config import BATCH_MESSAGES, MIB, STREAM_DEAD_SECONDS, STREAM_PING_SECONDS, STREAM_QUEUE_BYTES
 
@@ -323,6 +333,29 @@ def test_an_idle_stream_costs_no_thread(server: HttpServer) -> None:
         assert thread_count(server) == usual
         assert clients[0].request("ping")["result"] == clients[299].request("ping")["result"] == {}
         assert thread_count(server) == usual
+
+
+SLOW_FAREWELLS = """
+import time, store
+end = store.Store.end_session
+def slowly(*given):
+    time.sleep(0.2)
+    end(*given)
+store.Store.end_session = slowly
+"""
+
+
+def test_the_end_of_the_service_is_the_end_of_its_sessions(tmp_path: Path) -> None:
+    """SIGTERM records the end of every session that owned a task, silently, before the store is closed."""
+    with HttpServer(tmp_path, prelude=SLOW_FAREWELLS) as server:
+        with closing(SseClient(server)) as client:
+            client.initialize()
+            at_work(client, "kept", "alice")
+            assert server.terminate() == 0
+        assert server.stderr().count("\n") == 1
+    with stdio(tmp_path) as other:
+        events = other.call("get_task", task_id="kept", view="history")["events"]
+        assert "session_ended" in [event["what"] for event in events]
 
 
 def test_streams_are_limited(tmp_path: Path) -> None:
