@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         contenders = [OURS, *peers(options)]
     except ValueError as error:
         parser.error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and so do the servers
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for many streams; servers inherit it
     try:
-        measured = measure(contenders, options)
-        publish(measured, options)
+        publish(measure(contenders, options), options)
     except (Failed, OSError) as error:
         print(error, file=sys.stderr)
         return 1

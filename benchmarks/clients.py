@@ -39,6 +39,9 @@ class Wire(Protocol):
     def receive(self) -> bytes | None:
         """Read what has come; return the answer once it is there."""
 
+    def failure(self, what: str) -> Failed:
+        """Return an error that says which server did what."""
+
 
 class Requests:
     """The requests to one database: writes make its next task, reads go through all that it holds."""
@@ -114,7 +117,7 @@ class StdioServer(Process):
         """Read what has come; return the answer once it is there. Notifications are passed over."""
         chunk = os.read(self._output, _CHUNK)
         if not chunk:
-            raise self.failure(f"ended, with status {self.popen.wait()}")
+            raise self.failure("closed its stdout")
         self._unread += chunk
         while b"\n" in self._unread:
             line, _, self._unread = self._unread.partition(b"\n")
@@ -234,7 +237,7 @@ class HttpWire:
     def __init__(self, server: HttpServer) -> None:
         self.socket = server.connect()
         self.head = b""
-        self._server = server
+        self.failure = server.failure
         self._unread = b""
 
     def fileno(self) -> int:
@@ -249,14 +252,14 @@ class HttpWire:
         """Read what has come; return the body of the response once it is there."""
         chunk = self.socket.recv(_CHUNK)
         if not chunk:
-            raise self._server.failure(f"closed a connection: {self._unread[:200]!r}")
+            raise self.failure(f"closed a connection: {self._unread[:200]!r}")
         self._unread += chunk
         head, found, body = self._unread.partition(b"\r\n\r\n")
         if not found:
             return None
         length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.I)
         if not head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 202")) or length is None:
-            raise self._server.failure(f"no JSON answer with its length: {self._unread[:300]!r}")
+            raise self.failure(f"no JSON answer with its length: {self._unread[:300]!r}")
         if len(body) < int(length[1]):
             return None
         self.head, self._unread = head, b""
@@ -283,7 +286,7 @@ def drive(wires: Sequence[Wire], requests: Iterable[bytes]) -> Run:
             wire.send(request)
         while sent:
             if not (ready := selector.select(PATIENCE)):
-                raise Failed(f"no answer in {PATIENCE:.0f} s")
+                raise wires[0].failure(f"gave no answer in {PATIENCE:.0f} s")
             for key, _ in ready:
                 answer = key.data.receive()
                 if answer is None:

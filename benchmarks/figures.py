@@ -42,15 +42,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return sorted(values)[max(0, int(place) - 1)]
 
 
-def turns(servers: Sequence[T], rounds: int) -> Iterator[tuple[T, bool]]:
+def turns(servers: Sequence[T], rounds: int, warming: int = 1) -> Iterator[tuple[T, bool]]:
     """Yield each server in every round, which begins with another one each time, and whether it counts.
 
-    A busy machine then slows all alike. A first round warms the caches, and does not count.
+    A busy machine then slows all alike. Rounds that are `warming` caches come first, and do not count.
     """
-    for number in range(rounds + 1):
+    for number in range(warming + rounds):
         first = number % max(1, len(servers))
         for server in (*servers[first:], *servers[:first]):
-            yield server, number > 0
+            yield server, number >= warming
 
 
 @dataclass

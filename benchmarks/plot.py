@@ -15,7 +15,8 @@ _WIDTH = 720
 _GREY = "#8b949e"
 _COLOURS = ("#2f81f7", "#db6d28", "#8957e5", "#2da44e", "#bf3989")
 _STYLE = """
-.ground { fill: #ffffff } .grid { stroke: #d0d7de } text { fill: #24292f; font: 12px sans-serif }
+.ground { fill: #ffffff } .grid { stroke: #d0d7de }
+text { fill: #24292f; font-family: sans-serif; font-size: 12px }
 .title { font-weight: bold } polyline { fill: none; stroke-width: 2 } .read { stroke-dasharray: 6 4 }
 .written { opacity: 0.5 }
 @media (prefers-color-scheme: dark) {
@@ -37,12 +38,10 @@ class Drawing:
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
         )
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = "", kind: str = "grid") -> None:
-        """Add a straight line, by default one of the grid."""
-        stroke = f' stroke="{colour}" stroke-width="2"' if colour else ""
-        self._elements.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"{stroke}/>'
-        )
+    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = "") -> None:
+        """Add a straight line, without a colour one of the grid."""
+        look = f'stroke="{colour}" stroke-width="2"' if colour else 'class="grid"'
+        self._elements.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {look}/>')
 
     def path(self, points: Sequence[tuple[float, float]], colour: str, kind: str) -> None:
         """Add a line through points, and a dot on each."""
@@ -107,23 +106,15 @@ class Plane(NamedTuple):
 def latency(calls: Mapping[tuple[str, int], Figure], names: Sequence[str]) -> str:
     """Return a plot of the latency of writes and reads against the number of stored tasks."""
     drawing = Drawing(380, "Latency of a call over STDIO: median of the rounds, and their quartiles")
-    curves = [
-        curve for name in names for kind in ("write", "read") if (curve := _curve(calls, name, kind)).points
-    ]
+    found = [_curve(calls, name, kind) for name in names for kind in ("write", "read")]
+    curves = [curve for curve in found if curve.points]
     levels = sorted({level for _, level in calls})
-    marks = ticks(max(found.upper for curve in curves for _, found in curve.points))
-    last = max(levels[-1], 10 * levels[0])
-    plane = Plane(72, 48, 500, 316, levels[0], last, marks[-1])
-    for mark in marks:
-        drawing.line(plane.left, plane.y(mark), plane.right, plane.y(mark))
-        drawing.text(plane.left - 8, plane.y(mark) + 4, f"{number(mark)} ms", "end")
-    for level in levels:
-        drawing.line(plane.x(level), plane.top, plane.x(level), plane.bottom)
-        drawing.text(plane.x(level), plane.bottom + 18, f"{level:,}", "middle")
-    drawing.text((plane.left + plane.right) / 2, plane.bottom + 42, "tasks stored (logarithmic)", "middle")
+    marks = ticks(max(latencies.upper for curve in curves for _, latencies in curve.points))
+    plane = Plane(72, 48, 500, 316, levels[0], max(levels[-1], 10 * levels[0]), marks[-1])
+    _draw_grid(drawing, plane, marks, levels)
     for place, curve in enumerate(curves):
-        colour, y = _COLOURS[names.index(curve.name) % len(_COLOURS)], plane.top + 12 + 22 * place
-        _draw(drawing, plane, curve, colour)
+        colour, y = _colour(names.index(curve.name)), plane.top + 12 + 22 * place
+        _draw_curve(drawing, plane, curve, colour)
         drawing.path([(520, y), (536, y), (552, y)], colour, curve.kind)
         drawing.text(560, y + 4, f"{curve.name}: {curve.kind}")
     return drawing.svg()
@@ -138,14 +129,25 @@ def _curve(calls: Mapping[tuple[str, int], Figure], name: str, kind: str) -> Cur
     return Curve(name, kind, points)
 
 
-def _draw(drawing: Drawing, plane: Plane, curve: Curve, colour: str) -> None:
-    drawing.path(
-        [(plane.x(level), plane.y(found.median)) for level, found in curve.points], colour, curve.kind
-    )
-    for level, found in curve.points:
-        drawing.line(
-            plane.x(level), plane.y(found.lower), plane.x(level), plane.y(found.upper), colour, "spread"
-        )
+def _draw_grid(drawing: Drawing, plane: Plane, marks: Sequence[float], levels: Sequence[int]) -> None:
+    for mark in marks:
+        drawing.line(plane.left, plane.y(mark), plane.right, plane.y(mark))
+        drawing.text(plane.left - 8, plane.y(mark) + 4, f"{number(mark)} ms", "end")
+    for level in levels:
+        drawing.line(plane.x(level), plane.top, plane.x(level), plane.bottom)
+        drawing.text(plane.x(level), plane.bottom + 18, f"{level:,}", "middle")
+    drawing.text((plane.left + plane.right) / 2, plane.bottom + 42, "tasks stored (logarithmic)", "middle")
+
+
+def _draw_curve(drawing: Drawing, plane: Plane, curve: Curve, colour: str) -> None:
+    middles = [(plane.x(level), plane.y(latencies.median)) for level, latencies in curve.points]
+    drawing.path(middles, colour, curve.kind)
+    for level, (lower, _, upper) in curve.points:
+        drawing.line(plane.x(level), plane.y(lower), plane.x(level), plane.y(upper), colour)
+
+
+def _colour(place: int) -> str:
+    return _COLOURS[place % len(_COLOURS)]
 
 
 # --- Starting -----------------------------------------------------------------------------------------
@@ -169,13 +171,11 @@ def start(starts: Mapping[str, Figure], names: Sequence[str]) -> str:
         drawing.bar(_NAMES + 190 * place, 36, 12, 12, _COLOURS[0], kind)
         drawing.text(_NAMES + 18 + 190 * place, 46, text)
     y = 64
-    for place, (name, bars) in enumerate(groups):
+    for colour, (name, bars) in zip([_GREY, *map(_colour, range(len(names)))], groups, strict=True):
         drawing.text(_NAMES - 10, y + 11, name, "end")
         for kind, value in bars:
             width = value / longest * (_WIDTH - _NAMES - _VALUES)
-            drawing.bar(
-                _NAMES, y, width, _BAR, _COLOURS[(place - 1) % len(_COLOURS)] if place else _GREY, kind
-            )
+            drawing.bar(_NAMES, y, width, _BAR, colour, kind)
             drawing.text(_NAMES + width + 6, y + 11, f"{number(value)} ms")
             y += _BAR + _GAP
         y += _BETWEEN

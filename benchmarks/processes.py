@@ -41,14 +41,15 @@ class Process:
 
     def peak_memory(self) -> float:
         """Return the most that has been resident, in MiB, summed over the server and its children."""
-        return self._resident("VmHWM") / _KIB_PER_MIB
+        peaks = [_kib(f"/proc/{pid}/status", "VmHWM") for pid in _family(self.popen.pid)]
+        return sum(peaks) / _KIB_PER_MIB
 
-    def resident_memory(self) -> float:
-        """Return what is resident now, in KiB, summed over the server and its children."""
-        return self._resident("VmRSS")
+    def resident_memory(self) -> int:
+        """Return what is resident now, in KiB, summed over the server and its children.
 
-    def _resident(self, field: str) -> float:
-        return sum(_status(pid, field) for pid in _family(self.popen.pid))
+        It is counted page by page: what `status` tells may lag behind by some hundred KiB.
+        """
+        return sum(_kib(f"/proc/{pid}/smaps_rollup", "Rss") for pid in _family(self.popen.pid))
 
     def __enter__(self) -> Self:
         return self
@@ -95,11 +96,11 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _status(pid: int, field: str) -> int:
-    """Return a size, in KiB, that the kernel tells of a process."""
+def _kib(path: str, field: str) -> int:
+    """Return a size, in KiB, that the kernel tells of a process; 0 of one that has ended."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8") as status:
-            value = re.search(rf"^{field}:\s+(\d+) kB", status.read(), re.M)
+        with open(path, encoding="utf-8") as told:
+            value = re.search(rf"^{field}:\s+(\d+) kB", told.read(), re.M)
     except OSError:
         return 0
     return int(value[1]) if value else 0
