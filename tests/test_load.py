@@ -32,6 +32,7 @@ from config import CONNECTIONS, KIB, QUEUED_REQUESTS, RESERVED_DESCRIPTORS, STRE
 MEMORY_EACH = 4 * KIB  # of the process; what the kernel keeps for a socket is not in its resident set
 ANSWERED_IN = 5.0  # seconds: a client that waits longer for one of many calls is starved
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PINGED = "import config\nconfig.STREAM_PING_SECONDS = 1.0\n"  # more often than ever in service
 HEALTHY = b'{"status": "ok"}'
 LAST_STREAM = b"GET /sse HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -73,6 +74,7 @@ def idle(server: HttpServer, streams: int, connections: int) -> Iterator[None]:
         kept = [ends.enter_context(kept_alive(server)) for _ in range(connections)]
         yield
         for listener in listeners:
+            assert listener.socket.recv(1, socket.MSG_PEEK) == b":"  # it was kept alive meanwhile
             assert listener.request("ping")["result"] == {}
         for connection in kept:
             ask_again(connection)
@@ -110,7 +112,7 @@ def work_at_once(server: HttpServer, clients: int, calls: int) -> float:
 def carry(folder: Path, streams: int, connections: int, calls: int) -> None:
     """Hold what is promised of a service with so many idle connections while fifty clients work."""
     total = streams + connections
-    with open_files(total + 256), HttpServer(folder) as server:
+    with open_files(total + 256), HttpServer(folder, prelude=PINGED) as server:
         with idle(server, 100, 100):  # what is made once is there from now on
             create(McpClient(server), "any")
         wait_until(lambda: open_sockets(server) == 0, "none is open")
