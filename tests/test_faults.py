@@ -434,6 +434,19 @@ def test_a_database_that_is_emptied(tmp_path: Path, wire: str) -> None:
             client.call("save_checkpoint", task_id="t", agent="a")
 
 
+@each_wire
+def test_a_database_that_becomes_newer(tmp_path: Path, wire: str) -> None:
+    """A running server stops at its next write, which changes nothing, once a newer program has migrated."""
+    database = tmp_path / "state" / "tasks.db"
+    with served(wire, tmp_path) as server:
+        server.begin()
+        with contextlib.closing(sqlite3.connect(database)) as other:
+            other.execute("PRAGMA user_version = 99")
+        before = database.read_bytes()
+        server.stops("emptied, or made newer, by another program")
+        assert database.read_bytes() == before
+
+
 # --- The artifacts ------------------------------------------------------------------------------------
 
 

@@ -358,6 +358,7 @@ def test_a_write_is_repeated_after_its_answer_was_lost(tmp_path: Path) -> None:
             task_id = arguments.get("task_id", "t")
             version = survivor.call("get_task", task_id="t")["version"] if number else 0
             with stdio(tmp_path, prelude=DYING.format(order=str(order))) as dying:
+                dying.result("resources/list")  # from here on its database is open
                 order.touch()
                 lost = Recorder().call(Connection("dying", dying, dying), tool, arguments)
                 order.unlink()
