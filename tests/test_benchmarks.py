@@ -15,9 +15,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
-from support import PATIENCE, PROJECT, SERVER, stdio
+from support import PATIENCE, PROJECT, SERVER, stdio, wait_until
 
 from benchmarks import measures, plot, report, stored
+from benchmarks.__main__ import call_rows, options_parser, peers, start_rows
+from benchmarks.clients import Requests
 from benchmarks.contenders import OURS, Failed
 from benchmarks.figures import Compared, Figure, Quartiles, percentile, quartiles, relative, turns
 
@@ -25,9 +27,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 PYTHON = shlex.quote(sys.executable)
 OURS_AGAIN = f"{PYTHON} {shlex.quote(str(SERVER))}"
 
-# A server that answers nothing but what `answers` says, by the method or the tool.
+# A server that answers nothing but what `answers` says, by the method or the tool; it may stay for ever.
 PEER = """
-import json, sys
+import json, signal, sys
 answers = {answers}
 for line in sys.stdin:
     message = json.loads(line)
@@ -36,6 +38,8 @@ for line in sys.stdin:
         if asked not in answers:
             sys.exit("no answer to " + asked)
         print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], **answers[asked]}}), flush=True)
+if "stay" in answers:
+    signal.pause()
 """
 TOOLS = {"tools": [{"name": "create_task"}, {"name": "get_task"}]}
 
@@ -48,28 +52,41 @@ def peer(folder: Path, **answers: object) -> str:
 
 
 class Ran(NamedTuple):
-    """What a run of the benchmarks left behind."""
+    """What a run of the benchmarks said."""
 
-    folder: Path
     status: int
     output: str
     errors: str
 
     def table(self) -> list[list[str]]:
         """Return the cells of the table, without its head."""
-        lines = [line for line in self.output.splitlines() if line.startswith("|")]
-        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+        return cells(self.output)[2:]
+
+
+def cells(text: str) -> list[list[str]]:
+    """Return the cells of the table in a text."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def run(folder: Path, *options: str) -> Ran:
     """Run the benchmarks on next to nothing; all that they keep for a while is in folder/temporary."""
+    process = begun(folder, *options)
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return Ran(process.returncode, output, errors)
+
+
+def begun(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Return the process of such a run."""
     (folder / "temporary").mkdir()
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "benchmarks", "--quick", "--levels", "20,40", *options],
         cwd=PROJECT, env=os.environ | {"TMPDIR": str(folder / "temporary")},
-        capture_output=True, text=True, timeout=PATIENCE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    return Ran(folder, done.returncode, done.stdout, done.stderr)
 
 
 # --- A whole run --------------------------------------------------------------------------------------
@@ -195,6 +212,7 @@ REFUSED = {"result": {"isError": True, "content": [{"type": "text", "text": "the
         ({"tools/list": {"result": TOOLS}, "create_task": REFUSED}, "the disk is full"),
         ({"tools/list": {"result": TOOLS}, "create_task": {"error": {"message": "what?"}}}, "what?"),
         ({"tools/list": {"result": TOOLS}}, "no answer to create_task"),
+        ({"tools/list": {"error": {"message": "no tools"}}, "stay": True}, "no tools"),
     ],
 )
 def test_a_failing_peer_ends_the_run(answers: dict[str, object], told: str, tmp_path: Path) -> None:
@@ -223,6 +241,17 @@ def test_an_option_that_cannot_be_used_is_refused(
     ran = run(tmp_path, *options)
     assert (ran.status, ran.output) == (2, "")
     assert told in ran.errors
+
+
+def test_a_run_that_is_ended_ends_its_servers(tmp_path: Path) -> None:
+    """After SIGTERM no server runs, no folder is left, and nothing is printed as measured."""
+    process = begun(tmp_path)
+    wait_until(lambda: processes_in(tmp_path / "temporary"), "a server runs")
+    process.terminate()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (1, "")
+    wait_until(lambda: not processes_in(tmp_path / "temporary"), "the servers have ended")
+    assert not [*(tmp_path / "temporary").iterdir()]
 
 
 def test_named_tools_must_be_there(tmp_path: Path) -> None:
@@ -322,6 +351,34 @@ def test_servers_are_compared_within_a_round() -> None:
     assert relative("w", rounds, {"ours": [2.0, 2.0, 2.0]}).rounds == {"ours": [0.5, 5.0, 1.0]}
 
 
+def test_a_level_is_a_share_of_the_speed_at_the_first() -> None:
+    """Twice the time is half the speed; a write is told in bare commits, and a start in bare runs."""
+    calls = {
+        (kind, level): Figure(kind, rounds={"ours": [milliseconds]})
+        for kind, level, milliseconds in (
+            ("read", 1, 1.0),
+            ("write", 1, 6.0),
+            ("read", 9, 2.0),
+            ("write", 9, 8.0),
+        )
+    }
+    rows = call_rows(calls, Figure("bare", rounds={"ours": [3.0]}), [1, 9])
+    assert [row.rounds["ours"][0] for row in rows] == [1, 6, 2, 2, 0.5, 8, 0.75]
+    starts = {
+        name: Figure(name, rounds={"ours": [value]}) for name, value in (("bare", 2.0), ("listed", 5.0))
+    }
+    assert [row.rounds["ours"][0] for row in start_rows(starts)] == [5, 2.5]
+
+
+def test_reads_go_through_what_is_stored() -> None:
+    """Every task is read before one is read again, and only tasks that are there."""
+    requests = Requests(OURS, 12)
+    numbers = [json.loads(request)["params"]["arguments"]["task_id"] for request in requests.reads(12)]
+    assert {*numbers} == {f"task-{number}" for number in range(1, 13)}
+    written = json.loads(requests.write())["params"]["arguments"]
+    assert (written["task_id"], requests.stored) == ("task-13", 13)
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -354,3 +411,25 @@ def test_a_readme_without_marks_is_left_alone() -> None:
     """There is nothing to replace, which is said."""
     with pytest.raises(Failed, match="there is no"):
         report.replaced("# Read me\n", "table")
+
+
+# --- What the README tells ----------------------------------------------------------------------------
+
+
+def test_the_readme_tells_how_its_table_was_made() -> None:
+    """Its command is one that the benchmarks take, with the peers of the table, whose rows are all there."""
+    section = (PROJECT / "README.md").read_text().partition("\n## Speed\n")[2].partition("\n## ")[0]
+    (command,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
+    python, *words = shlex.split(command)
+    assert [python, *words[:2]] == [".venv/bin/python", "-m", "benchmarks"]
+    options = options_parser().parse_args(words[2:])
+    table = cells(section)
+    assert table[0][1:] == [contender.name for contender in (OURS, *peers(options))]
+    assert {without_numbers(row[0]) for row in table[2:]} == {without_numbers(what) for what in ROWS}
+    for level in options.levels.split(","):
+        assert f"STDIO write, {int(level):,} tasks stored" in {row[0] for row in table}
+
+
+def without_numbers(text: str) -> str:
+    """Return a text with all numbers of tasks made equal."""
+    return re.sub(r"[\d,]+(?= tasks|$)", "N", text)
