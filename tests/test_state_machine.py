@@ -713,5 +713,5 @@ def test_the_server_does_what_the_model_says_in_short_lives() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_server_does_what_the_model_says_in_long_lives() -> None:
-    """In 150 longer random lives of some tasks every answer is the model's, across kills and restarts."""
-    run_state_machine_as_test(Agents, settings=settings(max_examples=150, stateful_step_count=150))
+    """In 100 longer random lives of some tasks every answer is the model's, across kills and restarts."""
+    run_state_machine_as_test(Agents, settings=settings(max_examples=100, stateful_step_count=150))
