@@ -706,7 +706,7 @@ def test_the_server_does_what_the_model_says_in_short_lives() -> None:
     # Without shrinking a failure, which starts servers for minutes; the long lives do that.
     phases = (Phase.explicit, Phase.reuse, Phase.generate)
     run_state_machine_as_test(
-        Agents, settings=settings(max_examples=5, stateful_step_count=120, phases=phases)
+        Agents, settings=settings(max_examples=9, stateful_step_count=120, phases=phases)
     )
 
 
