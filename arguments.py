@@ -159,7 +159,7 @@ class Arguments(Model):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and None in value.values():
             return {name: member for name, member in value.items() if member is not None}
         return value
 

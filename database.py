@@ -16,7 +16,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
@@ -64,6 +64,7 @@ class Database:
         self._file: tuple[int, int] | None = None  # device and inode of what is open, once that is known
         self._has_failed = False
         self._is_open = False
+        self._errors_told = _ErrorsTold(self._tell)
         with self._opening():
             self._connection = self._connect()
         try:
@@ -96,7 +97,7 @@ class Database:
         """
         deadline = time.monotonic() + BUSY_SECONDS
         turn = self._turns.turn(deadline)
-        with self._errors_told(), _held(self._writer, deadline), turn as was_cut_short:
+        with self._errors_told, _Held(self._writer, deadline), turn as was_cut_short:
             if was_cut_short:
                 self._sync_journal()
             # Until it begins nothing holds the connection: others may read while this one waits.
@@ -125,20 +126,23 @@ class Database:
         Waits up to `seconds` for writers, then raises Busy; raises StorageError when the disk refuses.
         """
         deadline = time.monotonic() + seconds
-        with self._errors_told():
+        with self._errors_told:
             self._require_in_place()
             return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
 
-    def fetch(self, statement: str, values: Iterable[Any] = ()) -> list[Row]:
+    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of one statement, outside of a transaction; waits and raises as read does."""
-        return self.read((statement, tuple(values)))[0]
+        deadline = time.monotonic() + BUSY_SECONDS
+        with self._errors_told:
+            self._require_in_place()
+            return self._patiently(deadline, lambda: self._fetch_once(statement, values, deadline))
 
     def change_marker(self) -> tuple[int, int]:
         """Return a value that differs after any process has committed a change; costs next to nothing.
 
         SQLite's data_version tells of the others, the connection's own count of ourselves.
         """
-        [[(version,)]] = self.read(("PRAGMA data_version", ()))
+        [(version,)] = self.fetch("PRAGMA data_version")
         return version, self._connection.total_changes
 
     # --- Opening --------------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ class Database:
     def _opening(self) -> Iterator[None]:
         """Turn what an agent would be told into the line that ends a process: nobody has called yet."""
         try:
-            with self._errors_told():
+            with self._errors_told:
                 yield
         except ToolError as error:
             raise StoreFailure(f"{self._path}: {error.message}") from error
@@ -272,10 +276,15 @@ class Database:
             self._lock.release()
             raise
 
+    def _fetch_once(self, statement: str, values: Sequence[Any], deadline: float) -> list[Row]:
+        _acquire(self._lock, deadline)
+        try:
+            return self.execute(statement, values)
+        finally:
+            self._lock.release()
+
     def _snapshot(self, statements: Sequence[Statement], deadline: float) -> list[list[Row]]:
-        with _held(self._lock, deadline):
-            if len(statements) == 1:
-                return [self.execute(*statements[0])]
+        with _Held(self._lock, deadline):
             self.execute("BEGIN")
             try:
                 return [self.execute(*statement) for statement in statements]
@@ -302,29 +311,39 @@ class Database:
             time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 (jitter, not a secret)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    @contextmanager
-    def _errors_told(self) -> Iterator[None]:
-        """Turn what SQLite and the locks raise into what an agent can act on."""
-        try:
-            yield
-        except TimeoutError:
+    def _tell(self, error: sqlite3.Error) -> NoReturn:
+        """Turn what SQLite raised into what an agent can act on, or into the end of the process."""
+        code = _primary_code(error)
+        if code in _TRY_LATER:
+            raise _busy() from error
+        if getattr(error, "sqlite_errorcode", 0) in _UNSYNCED:
+            self._fail(f"input/output error ({error})", error)
+        if code in _DAMAGED:
+            self._has_failed = True
+            raise DatabaseDamaged(f"{self._path}: {_DAMAGED[code]}") from error
+        if self._is_open:  # else it ends the process, with one line of its own
+            say(f"{self._path}: {error}")
+        raise StorageError(
+            _REASONS.get(code, "The database cannot carry this out."),
+            "Nothing was changed. Tell the user that the task database needs attention; once it "
+            "is mended, the same call can be repeated.",
+        ) from error
+
+
+class _ErrorsTold:
+    """Has the errors of SQLite and of waiting told in its block. Written out, since every read passes it."""
+
+    def __init__(self, tell: Callable[[sqlite3.Error], NoReturn]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TimeoutError):
             raise _busy() from None
-        except sqlite3.Error as error:
-            code = _primary_code(error)
-            if code in _TRY_LATER:
-                raise _busy() from error
-            if getattr(error, "sqlite_errorcode", 0) in _UNSYNCED:
-                self._fail(f"input/output error ({error})", error)
-            if code in _DAMAGED:
-                self._has_failed = True
-                raise DatabaseDamaged(f"{self._path}: {_DAMAGED[code]}") from error
-            if self._is_open:  # else it ends the process, with one line of its own
-                say(f"{self._path}: {error}")
-            raise StorageError(
-                _REASONS.get(code, "The database cannot carry this out."),
-                "Nothing was changed. Tell the user that the task database needs attention; once it "
-                "is mended, the same call can be repeated.",
-            ) from error
+        if isinstance(error, sqlite3.Error):
+            self._tell(error)
 
 
 class DatabaseCopy(Database):
@@ -424,13 +443,20 @@ def _acquire(lock: _Lock, deadline: float) -> None:
         raise TimeoutError
 
 
-@contextmanager
-def _held(lock: _Lock, deadline: float) -> Iterator[None]:
-    _acquire(lock, deadline)
-    try:
-        yield
-    finally:
-        lock.release()
+class _Held:
+    """Holds a lock in its block; raises TimeoutError if it cannot be had before `deadline`."""
+
+    __slots__ = ("_deadline", "_lock")
+
+    def __init__(self, lock: _Lock, deadline: float) -> None:
+        self._lock = lock
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        _acquire(self._lock, self._deadline)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -1,23 +1,26 @@
 """Sockets for HTTP: who may connect, what has arrived, what still has to leave. Knows no endpoint.
 
-Theory of operation. One thread, the loop, owns every socket: it accepts, reads, and closes. A request
-that has arrived whole goes to a pool of WORKERS threads; the worker that answers it also sends the
-answer. So an idle connection, keep-alive or event stream, costs a file descriptor and some bytes, but
-no thread. What loop and workers share of a connection is guarded by that connection's lock; only the
-loop closes sockets, so that no descriptor is used after it was given to somebody else.
+Theory of operation. One thread at a time is the loop, and owns every socket: it accepts, reads, and closes.
+A request that has arrived whole it answers itself, since to hand it to another thread takes longer than
+most answers. An answer that takes longer than LATE_SECONDS is left to its thread, and another thread becomes
+the loop: the lock `_looping` is held by whoever is the loop, and free while that one answers. Of such late
+answers there are at most WORKERS at a time; other requests wait for those to end. So an idle connection,
+keep-alive or event stream, costs a file descriptor and some bytes, but no thread. What the loop and late
+answers share of a connection is guarded by that connection's lock; only the loop closes sockets, so that no
+descriptor is used after it was given to somebody else.
 
     RECEIVING --request whole--> ANSWERING --answer--> SENDING --sent--> RECEIVING  (keep-alive)
                                                                --last--> LINGERING  (until it was read)
                                            --stream--> STREAMING                    (until the client goes)
 
-A worker that sends its whole answer at once, with nothing else to do, goes straight to RECEIVING.
+An answer that is sent whole at once, with nothing else to do, goes straight to RECEIVING.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import queue
+import os
 import resource
 import selectors
 import socket
@@ -34,6 +37,7 @@ from config import (
     DRAIN_SECONDS,
     IDLE_SECONDS,
     KIB,
+    LATE_SECONDS,
     LINGER_SECONDS,
     QUEUED_REQUESTS,
     REQUEST_SECONDS,
@@ -58,6 +62,7 @@ from http_message import (
 from log import say_exception
 
 _SWEEP_SECONDS = 1.0  # how often deadlines are looked at
+_LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for late answers any more
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
@@ -112,7 +117,7 @@ class Application(Protocol):
         """Return the answer to a request that is refused before its body is read, else None."""
 
     def is_urgent(self, head: Head) -> bool:
-        """Return whether a request must not wait behind others; one thread serves all of these."""
+        """Return whether a request must not wait behind late answers."""
 
     def respond(self, request: Request) -> Response | LateResponse | EventStream:
         """Answer a request; called by several threads at once. Raises StoreFailure to end the service."""
@@ -156,6 +161,10 @@ class Connection:
         self.deadline = time.monotonic() + IDLE_SECONDS
 
 
+class _Relieved(BaseException):
+    """Another thread has become the loop: this one must leave everything as it is."""
+
+
 class HttpService:
     """A listening socket and everything that comes of it."""
 
@@ -166,11 +175,17 @@ class HttpService:
         self.url = _url(self._listener)
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
-        self._requests: queue.SimpleQueue[tuple[Connection, Request]] = queue.SimpleQueue()
-        self._urgent: queue.SimpleQueue[tuple[Connection, Request]] = queue.SimpleQueue()
+        self._looping = threading.Lock()  # held by the loop
+        self._answering_since: float | None = None  # time.monotonic; None while the loop answers nothing
+        self._last_request = 0.0
+        self._is_lively = False  # requests came not long ago
+        self._crowd = threading.Lock()  # guards the next two
+        self._late = 0  # answers that are not the loop's any more
+        self._waiting: deque[tuple[Connection, Request]] = deque()  # for one of those to end
         self._most_connections = _allowed_connections()
         self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
         self._wake_end, self._woken_end = socket.socketpair()
+        self._called, self._calling = os.pipe()  # for the thread that watches the loop
         self._failure: StoreFailure | None = None
         self._is_stopping = False
         self._is_accepting = False
@@ -184,20 +199,82 @@ class HttpService:
         self._wake_end.setblocking(False)
         self._selector.register(self._woken_end, selectors.EVENT_READ)
         self._set_accepting(True)
-        for requests in [self._requests] * WORKERS + [self._urgent]:
-            threading.Thread(target=self._work, args=(requests,), name="worker", daemon=True).start()
-        next_sweep = 0.0
-        while not self._is_stopping:
-            self._turn(_SWEEP_SECONDS)
-            if (now := time.monotonic()) >= next_sweep:
-                next_sweep = now + _SWEEP_SECONDS
-                self._sweep(now)
+        self._looping.acquire()
+        self._start_loop()
+        self._watch_loop()
+        self._looping.acquire()
         return self._drain()
 
     def stop(self) -> None:
         """Make `run` end; may be called from any thread and from signal handlers."""
         self._is_stopping = True
         self._wake()
+        os.write(self._calling, b"!")
+
+    # --- Who is the loop ------------------------------------------------------------------------------
+
+    def _start_loop(self) -> None:
+        """Have a new thread be the loop, for which `_looping` is held already."""
+        threading.Thread(target=self._loop, name="loop", daemon=True).start()
+
+    def _loop(self) -> None:
+        next_sweep = 0.0
+        try:
+            while not self._is_stopping:
+                self._turn(_SWEEP_SECONDS)
+                if (now := time.monotonic()) >= next_sweep:
+                    next_sweep = now + _SWEEP_SECONDS
+                    self._sweep(now)
+        except _Relieved:
+            self._help_out()
+            return
+        except Exception:
+            say_exception()
+            self._failure = StoreFailure("the HTTP service came upon an error of its own")
+            self.stop()
+        self._looping.release()
+
+    def _watch_loop(self) -> None:
+        """Relieve the loop of late answers, until the service ends; costs nothing while nobody asks."""
+        while not self._is_stopping:
+            if self._is_lively:
+                time.sleep(LATE_SECONDS)
+            else:
+                os.read(self._called, 1)
+            now, since = time.monotonic(), self._answering_since
+            if since is None:
+                self._is_lively = now < self._last_request + _LIVELY_SECONDS
+                # A request that came in this very moment has not called, if it still found us lively.
+                self._is_lively = self._is_lively or self._answering_since is not None
+            elif now >= since + LATE_SECONDS and self._looping.acquire(blocking=False):
+                self._answering_since = None
+                self._start_loop()
+
+    def _answer_as_loop(self, connection: Connection, request: Request) -> None:
+        """Answer a request; raises _Relieved if another thread has become the loop meanwhile."""
+        self._last_request = self._answering_since = time.monotonic()
+        if not self._is_lively:
+            self._is_lively = True
+            os.write(self._calling, b"!")
+        with self._crowd:
+            self._late += 1  # from here on it may be
+        self._looping.release()
+        self._answer_request(connection, request)
+        if not self._looping.acquire(blocking=False):
+            raise _Relieved
+        self._answering_since = None
+        with self._crowd:
+            self._late -= 1
+
+    def _help_out(self) -> None:
+        """After a late answer: see to those who wait for one to end."""
+        while True:
+            with self._crowd:
+                if not self._waiting:
+                    self._late -= 1
+                    return
+                connection, request = self._waiting.popleft()
+            self._answer_request(connection, request)
 
     # --- The loop -------------------------------------------------------------------------------------
 
@@ -292,15 +369,27 @@ class HttpService:
             return
         body = bytes(connection.inbox[: head.content_length])
         del connection.inbox[: head.content_length]
-        queue_of_its_kind = self._urgent if self._application.is_urgent(head) else self._requests
-        if queue_of_its_kind.qsize() >= QUEUED_REQUESTS:
+        is_crowded = self._late >= WORKERS and not self._application.is_urgent(head)
+        if is_crowded and len(self._waiting) >= QUEUED_REQUESTS:
             self._refuse(connection, overloaded_response())
             return
         connection.head = None
         connection.state = State.ANSWERING
         connection.is_last = not head.keep_alive
         connection.deadline = float("inf")
-        queue_of_its_kind.put((connection, Request(head, body)))
+        request = Request(head, body)
+        if self._is_stopping:  # nobody would relieve this thread
+            threading.Thread(target=self._answer_request, args=(connection, request), daemon=True).start()
+        elif not is_crowded or not self._has_queued(connection, request):
+            self._answer_as_loop(connection, request)
+
+    def _has_queued(self, connection: Connection, request: Request) -> bool:
+        """Leave a request to the late answers; False if there is none left that would see to it."""
+        with self._crowd:
+            if self._late == 0:
+                return False
+            self._waiting.append((connection, request))
+            return True
 
     def _take_head(self, connection: Connection) -> bool:
         head = take_head(connection.inbox)
@@ -450,27 +539,29 @@ class HttpService:
         else:
             self._selector.unregister(self._listener)
 
-    # --- Workers, and what any thread may call --------------------------------------------------------
+    # --- Answers, and what any thread may call --------------------------------------------------------
 
-    def _work(self, requests: queue.SimpleQueue[tuple[Connection, Request]]) -> None:
-        while True:
-            connection, request = requests.get()
-            answer: Response | LateResponse | EventStream
-            try:
-                answer = self._application.respond(request)
-            except StoreFailure as failure:
-                self._failure = failure
-                self.stop()
-                return
-            except Exception:
-                say_exception()
-                answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more")
+    def _answer_request(self, connection: Connection, request: Request) -> None:
+        answer: Response | LateResponse | EventStream
+        try:
+            answer = self._application.respond(request)
+        except StoreFailure as failure:
+            self._failure = failure
+            self.stop()
+            return
+        except Exception:
+            say_exception()
+            answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more")
+        try:
             if isinstance(answer, Response):
                 self._answer(connection, request.head, answer)
             elif isinstance(answer, LateResponse):
                 self._answer_later(connection, request.head, answer)
             else:
                 self._start_stream(connection, answer)
+        except Exception:
+            say_exception()
+            self._call(lambda: self._close(connection))
 
     def _answer(self, connection: Connection, head: Head, response: Response) -> None:
         connection.late = None

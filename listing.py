@@ -51,7 +51,7 @@ class Listing:
 
     def recent(self, limit: int, cursor: str | None) -> TaskPage:
         """Return a page of all tasks, without counting them; otherwise as page."""
-        [rows] = self._db.read(_page("tasks", "1 = 1", [], limit, cursor))
+        rows = self._db.fetch(*_page("tasks", "1 = 1", [], limit, cursor))
         return self._page_of(rows, limit)
 
     def index_in_transaction(self, task: Task, changed: int) -> None:

@@ -112,7 +112,7 @@ class TaskMethods:
         if name not in tools.TOOLS:
             raise InvalidParams(f"Unknown tool: {name[:100]}")
         peer = call.peer
-        workplace = self._workplace._replace(session_id=peer.session_id, is_gone=lambda: peer.is_gone)
+        workplace = self._workplace.of(peer.session_id, lambda: peer.is_gone)
         answer, is_error = tools.call_tool(name, arguments or {}, workplace)
         return answer if isinstance(answer, Wait) else tool_result(answer, is_error)
 

@@ -353,7 +353,7 @@ def _read_notification(value: JsonObject, method: Any) -> Notification | None:
 
 
 _encode: Callable[[Any], str] = json.JSONEncoder(
-    ensure_ascii=True, allow_nan=False, separators=(",", ":")
+    ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
 
 
@@ -369,7 +369,7 @@ def encode_text(value: Any) -> str:
 
 
 _encode_text: Callable[[Any], str] = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
 
 
@@ -387,18 +387,18 @@ def tool_result(answer: JsonObject | str, is_error: bool) -> JsonObject:
 
 
 def result_message(request_id: RequestId, result: JsonObject) -> bytes:
-    """Return the bytes of a JSON-RPC response that carries `result`, whose members may be JsonText.
+    """Return the bytes of a JSON-RPC response that carries `result`.
 
-    Those come last, after others that are not.
+    A tool's structuredContent may be JsonText; it comes last.
     """
-    written = {name: value for name, value in result.items() if isinstance(value, JsonText)}
-    if not written:
+    text = result.get("structuredContent")
+    if not isinstance(text, JsonText):
         return _encode({"jsonrpc": "2.0", "id": request_id, "result": result}).encode("ascii")
-    others = {name: value for name, value in result.items() if name not in written}
-    message = _encode({"jsonrpc": "2.0", "id": request_id, "result": others})[:-2]
-    for name, text in written.items():
-        message += f',"{name}":{text if text.isascii() else _encode(_decode(text))}'
-    return f"{message}}}}}".encode("ascii")
+    others = dict(result)
+    del others["structuredContent"]
+    message = _encode({"jsonrpc": "2.0", "id": request_id, "result": others})
+    escaped = text if text.isascii() else _encode(_decode(text))
+    return f'{message[:-2]},"structuredContent":{escaped}}}}}'.encode("ascii")
 
 
 def error_message(request_id: RequestId | None, error: RpcError) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from typing import Any
 
@@ -163,6 +162,8 @@ class _Git:
         """Return the output, or None when git fails or time is up."""
         if self.is_late:
             return None
+        import subprocess  # only here: most tasks are of no repository
+
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         try:
             done = subprocess.run(

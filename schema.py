@@ -117,7 +117,9 @@ _NAMES = tuple(COLUMNS.split(", "))
 _BEFORE_BODY = _NAMES[: _NAMES.index("body")]
 _BODY_FIELDS = {*Progress.model_fields, "artifacts", "handoffs", "tags", "depends_on"}
 _NO_LATER_FIELDS = ',"tags":[],"depends_on":[]}'  # how such a body ends; in a string its quotes were escaped
-_encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode: Callable[[Any], str] = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, separators=(",", ":")
+).encode
 SUMMARY_FIELDS = (
     "task_id", "title", "status", "current_owner", "repo_path", "priority", "version", "updated_at",
 )  # fmt: skip

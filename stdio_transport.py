@@ -83,7 +83,7 @@ class StdioLoop:
             self._is_prepared = True
             self._handler.prepare()
         self._arrivals.poll()
-        return b"" if self._is_stopping else os.read(self._input, 1 << 16)
+        return b"" if self._is_stopping else os.read(self._input, 1 << 15)
 
     def _write(self, data: bytes) -> None:
         self._is_writing = True

@@ -11,7 +11,7 @@ import base64
 import codecs
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field
 
@@ -78,6 +78,10 @@ class Workplace(NamedTuple):
     on_handoff: tuple[str, ...] = ()
     session_id: str | None = None
     is_gone: Callable[[], bool] = lambda: False
+
+    def of(self, session_id: str | None, is_gone: Callable[[], bool]) -> Self:
+        """Return the same workplace for calls through a connection."""
+        return type(self)(self.store, self.attach_roots, self.on_handoff, session_id, is_gone)
 
     def caller(self, agent: str) -> Caller:
         """Return `agent` as it calls through this connection."""

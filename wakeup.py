@@ -7,16 +7,21 @@ the addressee, reaches it only through the environment. Whether it works changes
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
+from typing import TYPE_CHECKING
 
 from log import say
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 def wake(command: tuple[str, ...], task_id: str, to_agent: str) -> None:
     """Start `command`, detached; it runs even if this process ends next. A failure is one line on stderr."""
     if not command:
         return
+    import subprocess  # only here: most servers start no command
+
     environment = {"MCP_TASK_HANDOFF_TASK_ID": task_id, "MCP_TASK_HANDOFF_TO": to_agent}
     try:
         started = subprocess.Popen(

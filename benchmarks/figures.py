@@ -53,7 +53,7 @@ def turns(servers: Sequence[T], rounds: int, warming: int = 1) -> Iterator[tuple
             yield server, number >= warming
 
 
-@dataclass
+@dataclass(eq=False)
 class Figure:
     """A line of the table: what was measured, in which unit, and the values of each server by its name."""
 

@@ -22,6 +22,7 @@ QUIET = 0.2  # seconds
 PEER_LEVEL = 10_000  # tasks: peers are filled by calls, which would take too long for more
 WRITERS = 4
 CONNECTIONS = (1, 16)
+_WARM_UP = 3  # calls that bring a server back into the caches, at each of its turns
 _SETTLED = 0.5  # seconds after which a server has done what an opened stream makes it do
 _TELLABLE = 4  # KiB: memory grows by pages
 _MS = 1000.0  # in a second
@@ -36,7 +37,7 @@ class Sizes:
     writes: int = 20  # in a row; they add to what is stored
     reads: int = 50
     http_rounds: int = 8
-    http_calls: int = 400  # in a row
+    http_calls: int = 1000  # in a row
     http_stored: int = 100  # tasks
     writer_rounds: int = 5
     writer_calls: int = 1000  # of all writers together
@@ -143,17 +144,15 @@ def calls(contenders: Sequence[Contender], levels: Sequence[int], sizes: Sizes) 
             if contender.is_ours or level <= PEER_LEVEL
         }
         for (name, level), counts in turns(list(servers), sizes.call_rounds):
-            requests = servers[name, level].requests
-            found = {
-                "write": fmean(servers[name, level].call(requests.write()) for _ in range(sizes.writes)),
-                "read": fmean(servers[name, level].call(requests.read()) for _ in range(sizes.reads)),
-            }
-            for kind, seconds in found.items() if counts else ():
-                figures[kind, level].add(name, seconds * _MS)
+            server = servers[name, level]
+            writes = server.requests.writes(_WARM_UP + sizes.writes)
+            found = {figures["write", level]: [server.call(request) for request in writes]}
+            reads = server.requests.reads(_WARM_UP + sizes.reads)
+            found[figures["read", level]] = [server.call(request) for request in reads]
             if level == levels[0]:
-                seconds = fmean(next(commits) for _ in range(sizes.writes))
-                if counts:
-                    bare.add(name, seconds * _MS)
+                found[bare] = [next(commits) for _ in range(_WARM_UP + sizes.writes)]
+            for figure, waits in found.items() if counts else ():
+                figure.add(name, fmean(waits[_WARM_UP:]) * _MS)
     return figures, bare
 
 

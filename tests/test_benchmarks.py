@@ -420,7 +420,7 @@ def test_the_readme_tells_how_its_table_was_made() -> None:
     """Its command is one that the benchmarks take, with the peers of the table, whose rows are all there."""
     section = (PROJECT / "README.md").read_text().partition("\n## Speed\n")[2].partition("\n## ")[0]
     (command,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
-    python, *words = shlex.split(command)
+    python, *words = shlex.split(command.replace("\\\n", ""))
     assert [python, *words[:2]] == [".venv/bin/python", "-m", "benchmarks"]
     options = options_parser().parse_args(words[2:])
     table = cells(section)
