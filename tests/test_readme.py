@@ -106,9 +106,27 @@ def test_the_quick_start_shows_what_the_example_prints() -> None:
 
 
 def test_the_quick_start_runs_the_tests() -> None:
-    """The second line's command is this test run, and stands nowhere else in the README."""
+    """The second line's command is this test run, and the first of its kind, which .ci/run looks for."""
     assert commands()[1][2] == f"{PYTHON} -m pytest"
-    assert README.count(f"{PYTHON} -m pytest") == 1
+    assert README.index(f"{PYTHON} -m pytest") == README.index(f"{commands()[1][2]}\n```")
+
+
+def test_every_guarantee_has_its_proof() -> None:
+    """Each promise names tests that are there, with full-size ones where it says so and nowhere else."""
+    assert blocks(section("Guarantees"), "sh") == [f"{PYTHON} -m pytest -m slow -n 0\n"]
+    proving: set[str] = set()
+    for _, _, command, full_size in rows("Guarantees"):
+        names = shlex.split(code(command)[0].removeprefix(f"{PYTHON} -m pytest "))
+        assert names
+        has_slow = ["@pytest.mark.slow" in (PROJECT / name).read_text() for name in names]
+        assert any(has_slow) == bool(full_size), names
+        proving |= set(names)
+    slow = {f"tests/{path.name}" for path in TESTS.glob("test_*.py") if SLOW.search(path.read_text())}
+    assert slow <= proving
+
+
+TESTS = PROJECT / "tests"
+SLOW = re.compile("^@pytest.mark.slow", re.MULTILINE)
 
 
 def test_the_server_starts_as_shown(tmp_path: Path) -> None:
