@@ -37,6 +37,9 @@ for line in sys.stdin:
     if "id" in message:
         if asked not in answers:
             sys.exit("no answer to " + asked)
+        if answers[asked] == "silence":
+            open("asked", "w").close()
+            signal.pause()
         print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], **answers[asked]}}), flush=True)
 if "stay" in answers:
     signal.pause()
@@ -245,12 +248,12 @@ def test_an_option_that_cannot_be_used_is_refused(
 
 def test_a_run_that_is_ended_ends_its_servers(tmp_path: Path) -> None:
     """After SIGTERM no server runs, no folder is left, and nothing is printed as measured."""
-    process = begun(tmp_path)
-    wait_until(lambda: processes_in(tmp_path / "temporary"), "a server runs")
+    process = begun(tmp_path, "--peer", f"silent={peer(tmp_path, **{'tools/list': 'silence'})}")
+    wait_until(lambda: [*tmp_path.glob("temporary/*/asked")], "the peer is asked for its tools")
     process.terminate()
     output, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (1, "")
-    wait_until(lambda: not processes_in(tmp_path / "temporary"), "the servers have ended")
+    assert not processes_in(tmp_path / "temporary")
     assert not [*(tmp_path / "temporary").iterdir()]
 
 
