@@ -93,13 +93,12 @@ def _run_http(settings: Settings, options: Options) -> int:
 
 
 def _open_methods(settings: Settings, attach_roots: tuple[str, ...]) -> TaskMethods:
-    gc.disable()  # all that is loaded here stays: looking for garbage in it takes 5 ms, and finds none
+    gc.set_threshold(20_000)  # little of what is loaded is ever garbage: to look more often takes 5 ms
     from methods import TaskMethods
     from store import Store
     from tools import Workplace
 
     gc.freeze()
-    gc.enable()
     store = Store(settings.db_path, settings.artifacts_dir, settings.agent_idle_seconds)
     return TaskMethods(Workplace(store, attach_roots, settings.on_handoff))
 

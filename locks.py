@@ -18,6 +18,7 @@ try:
 except ImportError:  # no flock on this platform
     fcntl = None  # type: ignore[assignment]
 
+_SOON_SECONDS, _PAUSE_SECONDS = 20e-3, 100e-6
 _BEGUN, _THROUGH = b"1", b"0"  # what the lock file says of the latest turn
 
 
@@ -63,13 +64,11 @@ class WriterTurns:
             return None
         if self._waiter is None or not self._waiter.is_taken_up():
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._waiter = _Waiter(self._file)
+                if _taken_soon(self._file):
+                    return self._file
             except OSError:
                 return None  # a filesystem without locks
-            else:
-                return self._file
+            self._waiter = _Waiter(self._file)
         return self._wait(self._file, self._waiter, deadline)
 
     def _open(self) -> int | None:
@@ -89,6 +88,23 @@ class WriterTurns:
             raise TimeoutError
         self._waiter = None
         return file
+
+
+def _taken_soon(file: int) -> bool:
+    """Try for some milliseconds to get the lock; returns whether it was had.
+
+    Most turns are over by then, and a thread that waits in line would take longer to begin and to be heard.
+    """
+    line_up_at = time.monotonic() + _SOON_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= line_up_at:
+                return False
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return True
 
 
 def _say(file: int, what: bytes) -> None:

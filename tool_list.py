@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cache
 from typing import Any
 
 _FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tool_list.json")
 
 
-@cache
 def list_tools() -> list[dict[str, Any]]:
     """Return the tools in the newest revision's shape (MCP, tools/list)."""
     with open(_FILE, encoding="utf-8") as file:
