@@ -531,6 +531,7 @@ CALLS = (  # of tools that write, the frequent ones more than once
         some({"task_id": IDS, "name": FILES, "content": WORDS}, {"type": TYPES, "agent": AGENTS}),
     ),
     ("update_task", some({"task_id": IDS, "status": STATUSES}, {"current_owner": NAMES | st.just("")})),
+    ("update_task", some({"task_id": IDS, "status": st.sampled_from(["done", "open"])})),
     ("update_task", some({"task_id": IDS, "current_owner": NAMES})),
     ("update_task", some({"task_id": IDS, "depends_on": NEEDED})),
     ("update_task", some({"task_id": IDS}, CORRECTED, PLAN, REPORT)),
@@ -695,10 +696,12 @@ class Agents(RuleBasedStateMachine):
 
     @invariant()
     def all_tasks_are_as_the_model_says(self) -> None:
-        for record in self.model.records.values():
-            reader = next(iter(self._servers.values()), None) or self.server("one")
-            shown = reader.call("get_task", task_id=record.shown["task_id"])
-            assert comparable(shown) == self.model.whole(record)
+        reader = next(iter(self._servers.values()), None) or self.server("one")
+        for task_id, record in self.model.records.items():
+            assert comparable(reader.call("get_task", task_id=task_id)) == self.model.whole(record)
+        for wanted in ({}, {"ready": True}):
+            listed = reader.call("list_tasks", limit=100, **wanted)
+            assert comparable(listed["tasks"]) == self.model.rows(wanted)
 
 
 def test_the_server_does_what_the_model_says_in_short_lives() -> None:
