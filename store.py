@@ -63,7 +63,7 @@ from sessions import Caller, ProcessLocks
 JsonObject = dict[str, Any]
 Rule = Callable[[Task, str], Task]  # a task as it is and the time -> the task as it shall be
 
-_ACKNOWLEDGED = {"task_id", "title", "status", "current_owner", "version", "updated_at"}
+_ACKNOWLEDGED = ("task_id", "title", "status", "current_owner", "updated_at", "version")
 
 
 class Happening(NamedTuple):
@@ -152,7 +152,7 @@ class Store:
             if found is not None:
                 return _acknowledgement(found, self._made_by(task_id, said))
             now = _timestamp()
-            task = Task(
+            task = Task.model_construct(  # of what was validated with the arguments
                 **content, task_id=task_id, status=Status.OPEN, current_owner=None,
                 completed_steps=[], resume_prompt=None, test_results=[], decisions=[],
                 dead_ends=[], files=[], artifacts=[], handoffs=[],
@@ -780,7 +780,7 @@ def _said(call: str, caller: Caller | None) -> str:
 
 
 def _acknowledgement(task: Task, made: JsonObject) -> JsonObject:
-    return task.model_dump(mode="json", include=_ACKNOWLEDGED) | made
+    return {name: getattr(task, name) for name in _ACKNOWLEDGED} | made
 
 
 def _replaced(before: Task, after: Task) -> JsonObject:
