@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from power_disk import Kind
+from power_record import Stage
+from power_trace import Recorder
 from support import PATIENCE, PROJECT, SERVER, DirectClient, environment, request
 
 from models import Artifact, Handoff, Status, Task, TestRun, TestStatus
@@ -106,14 +110,51 @@ def test_a_call_runs_so_many_statements(client: DirectClient, tool: str) -> None
     assert len(ours) == expected, ours
 
 
+# What a commit syncs in PERSIST mode: the journal's pages, the folder of its name, its header, the database,
+# and the header again, cleared. An artifact's file and its folder come before.
+COMMIT = ["tasks.db-journal", ".", "tasks.db-journal", "tasks.db", "tasks.db-journal"]
+SYNCS: dict[str, list[str]] = {
+    "get_task": [],
+    "list_tasks": [],
+    "create_task": COMMIT,
+    "update_task": COMMIT,
+    "save_checkpoint": COMMIT,
+    "handoff_task": COMMIT,
+    "mark_exhausted": COMMIT,
+    "attach_artifact": ["artifacts/incoming", "artifacts", *COMMIT],
+    "claim_task": COMMIT,
+}
+
+
+@pytest.mark.parametrize("tool", SYNCS)
+def test_a_call_syncs_as_often_as_it_must(tmp_path: Path, recorder: Recorder, tool: str) -> None:
+    """A read syncs nothing, a write what one commit takes, an artifact its file and folder besides."""
+    stage = Stage(tmp_path, recorder)
+    with stage.start() as server:
+        stage.call(server, "create_task", task_id="t", title="Title", goal="Goal", agent="alice")
+        stage.call(server, "save_checkpoint", task_id="t", agent="alice")
+        stage.call(server, tool, **STATEMENTS[tool][0])
+        assert server.close() == 0
+    recording = stage.recording()
+    *_, before, answered = sorted(recording.acknowledged)
+    synced = [one.path for one in recording.operations[before:answered] if one.kind is Kind.SYNC]
+    names = [os.path.relpath(path, recording.root) for path in synced]
+    assert [re.sub(r"\.incoming-\w+", "incoming", name) for name in names] == SYNCS[tool]
+
+
 # --- An answer ------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 TEXTS = st.lists(TEXT, max_size=2)
 TIME = st.just("2026-01-02T03:04:05.678Z")
 TEST_RUNS = st.builds(TestRun, command=TEXT, status=st.sampled_from(TestStatus), summary=TEXT)
-ARTIFACTS = st.builds(Artifact, number=st.integers(1, 9), name=TEXT, agent=st.none() | TEXT)
-HANDOFFS = st.builds(Handoff, from_agent=TEXT, to_agent=st.none() | TEXT, reason=TEXT)
+ARTIFACTS = st.builds(
+    Artifact,
+    number=st.integers(1, 9), name=TEXT, type=st.sampled_from(["file", "diff", "log"]),
+    size=st.integers(0, 99), sha256=TEXT, encoding=st.sampled_from(["utf-8", "base64"]),
+    agent=st.none() | TEXT, created_at=TIME,
+)  # fmt: skip
+HANDOFFS = st.builds(Handoff, from_agent=TEXT, to_agent=st.none() | TEXT, reason=TEXT, created_at=TIME)
 TASKS = st.builds(
     Task,
     task_id=TEXT, title=TEXT, goal=TEXT, status=st.sampled_from(Status), current_owner=st.none() | TEXT,

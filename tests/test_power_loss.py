@@ -31,19 +31,6 @@ SEED = 20260728
 MEMORY = "/dev/shm"  # where a rebuilt disk costs no real one's time
 
 
-def recorders() -> list[Recorder]:
-    """Return the recorders that this machine allows, the best one first."""
-    return [one for one, why_not in ((STRACE, why_no_strace), (LAYER, why_no_layer)) if not why_not()]
-
-
-@pytest.fixture(params=[one.name for one in recorders()[:1]] or ["none"])
-def recorder(request: pytest.FixtureRequest) -> Recorder:
-    """Return the best recorder there is; its name is in the test's."""
-    if request.param == "none":
-        pytest.skip(f"{why_no_strace()}; {why_no_layer()}")
-    return {one.name: one for one in recorders()}[request.param]
-
-
 # --- Losing power ---------------------------------------------------------------------------------------
 
 
