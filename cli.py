@@ -73,11 +73,11 @@ def _run_stdio(settings: Settings) -> int:
 
 
 def _run_http(settings: Settings, options: Options) -> int:
-    from heap import share_heap
+    from heap import give_memory_back
     from http_sockets import HttpService, listen
     from http_transport import Access, HttpTransport
 
-    share_heap()
+    give_memory_back()
     access = Access(options.host, settings.token, settings.allowed_origins)
     listener = listen(options.host, settings.port if options.port is None else options.port)
     # No attach_roots: a service has no working directory that its clients would mean.
@@ -93,12 +93,14 @@ def _run_http(settings: Settings, options: Options) -> int:
 
 
 def _open_methods(settings: Settings, attach_roots: tuple[str, ...]) -> TaskMethods:
-    gc.set_threshold(20_000)  # little of what is loaded is ever garbage: to look more often takes 5 ms
+    # From here on, for good. Little of what is loaded next, or made by a call, is garbage that only the
+    # collector can find: to look for it as often as by default takes 5 ms of the start.
+    gc.set_threshold(20_000)
     from methods import TaskMethods
     from store import Store
     from tools import Workplace
 
-    gc.freeze()
+    gc.freeze()  # what is loaded stays: no later collection needs to look at it
     store = Store(settings.db_path, settings.artifacts_dir, settings.agent_idle_seconds)
     return TaskMethods(Workplace(store, attach_roots, settings.on_handoff))
 

@@ -79,8 +79,8 @@ HEADER_BYTES = 32 * KIB
 CONNECTIONS = 8192
 RESERVED_DESCRIPTORS = 64  # open files that clients can never take from the store
 STREAMS = 6000
-LATE_SECONDS = 0.005  # for an answer, until another thread attends to the other clients
-WORKERS = 8  # late answers at a time
+SLOW_SECONDS = 0.005  # for an answer, until another thread attends to the other clients
+SLOW_ANSWERS = 8  # that take longer than that, at a time
 QUEUED_REQUESTS = 1024
 STREAM_QUEUE_BYTES = 4 * MIB  # what a slow reader may leave unread before it is dropped
 

@@ -61,7 +61,7 @@ class Database:
         self._turns = WriterTurns(path + ".lock")
         self._writer = threading.Lock()  # held by the thread whose transaction it is, or will be
         self._lock = threading.RLock()  # held by whoever uses the connection
-        self._file: tuple[int, int] | None = None  # device and inode of what is open, once that is known
+        self._inode: tuple[int, int] | None = None  # with the device: of the file that is open, once known
         self._has_failed = False
         self._is_open = False
         self._errors_told = _ErrorsTold(self._tell)
@@ -170,7 +170,7 @@ class Database:
     def _prepare(self) -> None:
         deadline = time.monotonic() + BUSY_SECONDS
         self._judge(self.read(*_IDENTITY))
-        self._file = _file_at(self._path)  # not before: SQLite opens the file with the first statement
+        self._inode = _inode_at(self._path)  # not before: SQLite opens the file with the first statement
         self._patiently(deadline, self._choose_durability)
         if self._patiently(deadline, self._schema_version) < len(self._migrations):
             with self.transaction():
@@ -230,7 +230,7 @@ class Database:
                 self.execute("ROLLBACK")
             if is_recorded is None or not self._patiently(deadline, is_recorded):
                 raise
-        if self._file is not None and self._file != _file_at(self._path):
+        if self._inode is not None and self._inode != _inode_at(self._path):
             self._fail("the database was moved or replaced during a write")
 
     def _require_in_place(self) -> None:
@@ -239,8 +239,8 @@ class Database:
         A file that is put back is served again. With another one in its place there are two truths, and
         only a new start can choose between them.
         """
-        found = _file_at(self._path)
-        if self._file is None or found == self._file:
+        found = _inode_at(self._path)
+        if self._inode is None or found == self._inode:
             return
         if found is not None:
             self._fail("another file has taken the place of the database")
@@ -422,7 +422,7 @@ def _look_at(path: str, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
 
 
-def _file_at(path: str) -> tuple[int, int] | None:
+def _inode_at(path: str) -> tuple[int, int] | None:
     """Return device and inode of the file at `path`; None if there is none, or none that we may see."""
     try:
         found = os.stat(path)

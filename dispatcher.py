@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from config import BATCH_ANSWER_BYTES, BATCH_MESSAGES, ConfigError
+from config import BATCH_ANSWER_BYTES, BATCH_MESSAGES
 from eras import handshake_revision, has_envelope, is_stateless_claim, names_stateless, revision_of
 from errors import StoreFailure
 from log import say, say_exception
@@ -74,15 +74,15 @@ class Dispatcher:
     def prepare(self) -> None:
         """Do now what a call would otherwise wait for; before several threads use the dispatcher.
 
-        Raises ConfigError or StoreFailure when the process cannot serve.
+        Raises StoreFailure when the process cannot serve.
         """
         self._opened().prepare()
 
     def handle(self, raw: bytes, peer: Peer, headers: McpHeaders | None = None) -> Reply:
         """Answer one message as it came over the wire; the reply is empty for a notification.
 
-        `headers` come with requests to /mcp only. Raises StoreFailure when the process must stop, and as
-        prepare does; every other fault becomes an error reply.
+        `headers` come with requests to /mcp only. Raises StoreFailure when the process must stop; every
+        other fault becomes an error reply.
         """
         try:
             value = parse_json(raw)
@@ -178,7 +178,7 @@ class Dispatcher:
             if run is not None:
                 return call.reply(run(call))
             return self._opened().answer(call)
-        except (RpcError, StoreFailure, ConfigError):
+        except (RpcError, StoreFailure):
             raise
         except Exception:
             say_exception()

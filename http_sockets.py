@@ -2,12 +2,13 @@
 
 Theory of operation. One thread at a time is the loop, and owns every socket: it accepts, reads, and closes.
 A request that has arrived whole it answers itself, since to hand it to another thread takes longer than
-most answers. An answer that takes longer than LATE_SECONDS is left to its thread, and another thread becomes
-the loop: the lock `_looping` is held by whoever is the loop, and free while that one answers. Of such late
-answers there are at most WORKERS at a time; other requests wait for those to end. So an idle connection,
-keep-alive or event stream, costs a file descriptor and some bytes, but no thread. What the loop and late
+most answers. An answer that takes longer than SLOW_SECONDS is left to its thread, and another thread becomes
+the loop: the lock `_looping` is held by whoever is the loop, and free while that one answers. Of such slow
+answers there are at most SLOW_ANSWERS at a time; other requests wait for those to end. So an idle connection,
+keep-alive or event stream, costs a file descriptor and some bytes, but no thread. What the loop and slow
 answers share of a connection is guarded by that connection's lock; only the loop closes sockets, so that no
-descriptor is used after it was given to somebody else.
+descriptor is used after it was given to somebody else. (This is the leader/followers pattern, but for the
+follower, which is made only once the leader has been too long about an answer.)
 
     RECEIVING --request whole--> ANSWERING --answer--> SENDING --sent--> RECEIVING  (keep-alive)
                                                                --last--> LINGERING  (until it was read)
@@ -37,15 +38,15 @@ from config import (
     DRAIN_SECONDS,
     IDLE_SECONDS,
     KIB,
-    LATE_SECONDS,
     LINGER_SECONDS,
     QUEUED_REQUESTS,
     REQUEST_SECONDS,
     RESERVED_DESCRIPTORS,
+    SLOW_ANSWERS,
+    SLOW_SECONDS,
     STREAM_DEAD_SECONDS,
     STREAM_PING_SECONDS,
     STREAM_QUEUE_BYTES,
-    WORKERS,
     ConfigError,
 )
 from errors import StoreFailure
@@ -62,7 +63,7 @@ from http_message import (
 from log import say_exception
 
 _SWEEP_SECONDS = 1.0  # how often deadlines are looked at
-_LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for late answers any more
+_LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for slow answers any more
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
@@ -117,7 +118,7 @@ class Application(Protocol):
         """Return the answer to a request that is refused before its body is read, else None."""
 
     def is_urgent(self, head: Head) -> bool:
-        """Return whether a request must not wait behind late answers."""
+        """Return whether a request must not wait behind slow answers."""
 
     def respond(self, request: Request) -> Response | LateResponse | EventStream:
         """Answer a request; called by several threads at once. Raises StoreFailure to end the service."""
@@ -180,12 +181,12 @@ class HttpService:
         self._last_request = 0.0
         self._is_lively = False  # requests came not long ago
         self._crowd = threading.Lock()  # guards the next two
-        self._late = 0  # answers that are not the loop's any more
+        self._slow = 0  # answers that hold a thread which is not the loop, or may come to
         self._waiting: deque[tuple[Connection, Request]] = deque()  # for one of those to end
         self._most_connections = _allowed_connections()
         self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
         self._wake_end, self._woken_end = socket.socketpair()
-        self._called, self._calling = os.pipe()  # for the thread that watches the loop
+        self._watcher_woken, self._watcher_wake = os.pipe()  # for the thread that watches the loop
         self._failure: StoreFailure | None = None
         self._is_stopping = False
         self._is_accepting = False
@@ -209,7 +210,7 @@ class HttpService:
         """Make `run` end; may be called from any thread and from signal handlers."""
         self._is_stopping = True
         self._wake()
-        os.write(self._calling, b"!")
+        os.write(self._watcher_wake, b"!")
 
     # --- Who is the loop ------------------------------------------------------------------------------
 
@@ -235,18 +236,18 @@ class HttpService:
         self._looping.release()
 
     def _watch_loop(self) -> None:
-        """Relieve the loop of late answers, until the service ends; costs nothing while nobody asks."""
+        """Relieve the loop of slow answers, until the service ends; costs nothing while nobody asks."""
         while not self._is_stopping:
             if self._is_lively:
-                time.sleep(LATE_SECONDS)
+                time.sleep(SLOW_SECONDS)
             else:
-                os.read(self._called, 1)
+                os.read(self._watcher_woken, 1)
             now, since = time.monotonic(), self._answering_since
             if since is None:
                 self._is_lively = now < self._last_request + _LIVELY_SECONDS
-                # A request that came in this very moment has not called, if it still found us lively.
+                # A request that came in this very moment has woken nobody, if it still found us lively.
                 self._is_lively = self._is_lively or self._answering_since is not None
-            elif now >= since + LATE_SECONDS and self._looping.acquire(blocking=False):
+            elif now >= since + SLOW_SECONDS and self._looping.acquire(blocking=False):
                 self._answering_since = None
                 self._start_loop()
 
@@ -255,23 +256,23 @@ class HttpService:
         self._last_request = self._answering_since = time.monotonic()
         if not self._is_lively:
             self._is_lively = True
-            os.write(self._calling, b"!")
+            os.write(self._watcher_wake, b"!")
         with self._crowd:
-            self._late += 1  # from here on it may be
-        self._looping.release()
+            self._slow += 1
+        self._looping.release()  # from here on another thread may become the loop
         self._answer_request(connection, request)
         if not self._looping.acquire(blocking=False):
             raise _Relieved
         self._answering_since = None
         with self._crowd:
-            self._late -= 1
+            self._slow -= 1
 
     def _help_out(self) -> None:
-        """After a late answer: see to those who wait for one to end."""
+        """After a slow answer: see to those who wait for one to end."""
         while True:
             with self._crowd:
                 if not self._waiting:
-                    self._late -= 1
+                    self._slow -= 1
                     return
                 connection, request = self._waiting.popleft()
             self._answer_request(connection, request)
@@ -357,7 +358,7 @@ class HttpService:
             self._close(connection)
 
     def _advance(self, connection: Connection) -> None:
-        """Make what has arrived into a request, if it is whole, and hand it to a worker."""
+        """Make what has arrived into a request, if it is whole, and answer it, refuse it or have it wait."""
         try:
             if connection.head is None and not self._take_head(connection):
                 return
@@ -369,7 +370,7 @@ class HttpService:
             return
         body = bytes(connection.inbox[: head.content_length])
         del connection.inbox[: head.content_length]
-        is_crowded = self._late >= WORKERS and not self._application.is_urgent(head)
+        is_crowded = self._slow >= SLOW_ANSWERS and not self._application.is_urgent(head)
         if is_crowded and len(self._waiting) >= QUEUED_REQUESTS:
             self._refuse(connection, overloaded_response())
             return
@@ -384,9 +385,9 @@ class HttpService:
             self._answer_as_loop(connection, request)
 
     def _has_queued(self, connection: Connection, request: Request) -> bool:
-        """Leave a request to the late answers; False if there is none left that would see to it."""
+        """Leave a request to the slow answers; False if there is none left that would see to it."""
         with self._crowd:
-            if self._late == 0:
+            if self._slow == 0:
                 return False
             self._waiting.append((connection, request))
             return True

@@ -1,8 +1,9 @@
 """Turns for writers: an advisory lock on a small file beside the database.
 
-SQLite's own busy handler lets writers starve for seconds; with turns, four busy processes wait about a
-millisecond. The lock only orders writers: the database is safe without it, so where
-there is no `flock`, or no place for the file, there is simply no turn to wait for.
+SQLite's own busy handler lets writers starve for seconds; with turns, four busy processes wait some
+milliseconds. The lock orders writers, and its file tells whether the latest was cut short in its turn. The
+database is safe without the order, so where there is no `flock`, or no place for the file, there is simply no
+turn to wait for; each writer then takes the one before for cut short.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class WriterTurns:
         """Hold the turn inside the block; raises TimeoutError after `deadline` (time.monotonic).
 
         Yields whether the turn before this one may have been cut short: its holder says in the file when
-        it begins and when it is through, which outlives the process. Not the power, and need not.
+        it begins and when it is through. That outlives the process. It need not outlive the power, since
+        nothing that was unsynced does.
         """
         held = self._take(deadline)
         try:

@@ -19,7 +19,7 @@ from errors import StoreFailure, ToolError
 from log import say
 from models import Artifact, Task
 from schema import APPLICATION_ID, COLUMNS, MIGRATIONS, task_of
-from sessions import ProcessLocks
+from sessions import FOLDER_SUFFIX, ProcessLocks
 
 Tell = Callable[[str], None]
 
@@ -36,7 +36,7 @@ def back_up(db_path: str, artifacts_dir: str, folder: str, tell: Tell) -> bool:
     """
     db_path, folder = os.path.realpath(db_path), os.path.abspath(folder)
     _require_database(db_path)
-    _require_empty(folder, artifacts_dir)
+    _make_empty(folder, artifacts_dir)
     unfinished = os.path.join(folder, "unfinished.db")
     findings = _Findings(say)
     try:
@@ -73,7 +73,7 @@ def verify(db_path: str, artifacts_dir: str, tell: Tell) -> bool:
     if findings.damages == 0:  # else a file may belong to a task that could not be read
         for name in sorted(left_over - findings.files.keys()):
             tell(f"left over: {os.path.join(artifacts_dir, name)}, which no task has")
-    for path in _dead_locks(db_path + ".sessions"):
+    for path in _dead_locks(db_path + FOLDER_SUFFIX):
         tell(f"left over: {path}, the lock of a server that was killed")
     tell(f"sound: {findings}")
     return findings.damages == 0
@@ -159,7 +159,7 @@ def _require_database(path: str) -> None:
         raise ConfigError(f"MCP_TASK_DB_PATH: {path} is empty")
 
 
-def _require_empty(folder: str, artifacts_dir: str) -> None:
+def _make_empty(folder: str, artifacts_dir: str) -> None:
     """Make the folder of a backup; raise ConfigError unless it is empty and can be written."""
     artifacts = os.path.join(os.path.realpath(artifacts_dir), "")
     if os.path.join(os.path.realpath(folder), "").startswith(artifacts):

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from locks import fcntl
 
+FOLDER_SUFFIX = ".sessions"  # of the database's path: where its lock files are
+
 
 class Caller(NamedTuple):
     """Who calls: an agent's name, and the session it calls through.

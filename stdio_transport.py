@@ -25,7 +25,8 @@ class StdioLoop:
 
     def __init__(self, handler: MessageHandler) -> None:
         self._handler = handler
-        self._peer = Peer(self._notify, os.urandom(8).hex())
+        self.session_id = os.urandom(8).hex()  # what tells this connection from any other
+        self._peer = Peer(self._notify, self.session_id)
         self._input = 0
         self._output = _claim_stdout()
         for end in (self._input, self._output):
@@ -35,11 +36,6 @@ class StdioLoop:
         self._is_writing = False  # maybe to a client that does not read
         self._arrivals = _poll_with_signals(self._input)
         self._is_prepared = False
-
-    @property
-    def session_id(self) -> str:
-        """What tells this connection from any other."""
-        return self._peer.session_id or ""
 
     def run(self) -> bool:
         """Serve until the client is gone or the process is told to stop; returns whether it was told."""
@@ -83,7 +79,7 @@ class StdioLoop:
             self._is_prepared = True
             self._handler.prepare()
         self._arrivals.poll()
-        return b"" if self._is_stopping else os.read(self._input, 1 << 15)
+        return b"" if self._is_stopping else os.read(self._input, 1 << 16)
 
     def _write(self, data: bytes) -> None:
         self._is_writing = True

@@ -58,7 +58,7 @@ from schema import (
     task_of,
     text_of,
 )
-from sessions import Caller, ProcessLocks
+from sessions import FOLDER_SUFFIX, Caller, ProcessLocks
 
 JsonObject = dict[str, Any]
 Rule = Callable[[Task, str], Task]  # a task as it is and the time -> the task as it shall be
@@ -119,7 +119,7 @@ class Store:
         self._path = db_path
         self.artifacts_dir = artifacts_dir
         self._files = ArtifactFiles(artifacts_dir)
-        self._locks = ProcessLocks(db_path + ".sessions")
+        self._locks = ProcessLocks(db_path + FOLDER_SUFFIX)
         self._db = Database(db_path, APPLICATION_ID, MIGRATIONS)
         self._presence = Presence(self._db, self._locks, idle_seconds)
         self._listing = Listing(self._db, self._presence)

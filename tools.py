@@ -1,8 +1,8 @@
 """The tools: one function each, its argument model directly above it.
 
-`TOOLS` is all there is: what `tools/list` shows, what `tools/call` runs and what the README documents
-derive from the functions decorated with `tool`. A docstring here
-is what a model reads: when to call the tool, and what comes back.
+`TOOLS` is all there is: what `tools/list` shows (by way of tool_list.json, which tests/make_tool_list.py
+writes), what `tools/call` runs and what the README documents derive from the functions decorated with
+`tool`. A docstring here is what a model reads: when to call the tool, and what comes back.
 
 Annotations are no strings here: pydantic would have to compile each one anew whenever a server starts.
 """

@@ -79,19 +79,17 @@ class Served:
         self.client.call("save_checkpoint", task_id="t", agent="a", decisions=[decision])
         self.decisions.append(decision)
 
-    def is_refused(self, message: str, decision: str = "refused") -> None:
+    def require_refusal(self, message: str, decision: str = "refused") -> None:
         """Require that a write is refused in these words."""
         refusal = self.client.refusal("save_checkpoint", task_id="t", agent="a", decisions=[decision])
         assert (refusal["code"], refusal["message"]) == ("storage_error", message)
 
-    def is_healthy(self) -> bool:
-        """Return what /health says; over STDIO there is nobody who could say it."""
-        return not isinstance(self.client, LastingClient) or self.client.health() == 200
+    def require_health(self, status: int) -> None:
+        """Require that /health answers so; over STDIO there is none to ask."""
+        if isinstance(self.client, LastingClient):
+            assert self.client.health() == status
 
-    def is_sick(self) -> bool:
-        return not isinstance(self.client, LastingClient) or self.client.health() == 503
-
-    def stops(self, line: str, tool: str = "save_checkpoint", **arguments: Any) -> None:
+    def require_stop(self, line: str, tool: str = "save_checkpoint", **arguments: Any) -> None:
         """Require that a call is not answered, and that the server ends with 1 and says so in this line."""
         wanted = {"agent": "a", "decisions": ["lost"]} if tool == "save_checkpoint" else {}
         with pytest.raises((AssertionError, OSError, http.client.HTTPException)):
@@ -102,7 +100,7 @@ class Served:
         assert said.count("\n") == 1
         assert line in said
 
-    def has_all(self, client: ToolCaller | None = None) -> None:
+    def require_all(self, client: ToolCaller | None = None) -> None:
         """Require that all that was acknowledged is there, and nothing else."""
         task = (client or self.client).call("get_task", task_id="t")
         assert task["decisions"] == self.decisions
@@ -129,7 +127,7 @@ def served(wire: str, folder: Path, **options: Any) -> Iterator[Served]:
 def survived(folder: Path, server: Served) -> Iterator[StdioClient]:
     """Yield a client of a new server, after it was seen that all that was acknowledged is there."""
     with stdio(folder, **placed_in(folder)) as client:
-        server.has_all(client)
+        server.require_all(client)
         yield client
 
 
@@ -174,11 +172,11 @@ def test_a_full_disk(tmp_path: Path, wire: str) -> None:
         refusal = server.client.refusal("attach_artifact", task_id="t", name="n", content="y" * 500_000)
         assert "No space left on device" in refusal["message"]
         assert os.listdir(inside / "artifacts") == []
-        server.has_all()
-        assert server.is_healthy()
+        server.require_all()
+        server.require_health(200)
         (inside / "ballast").unlink()
         server.write(decision)
-        server.has_all()
+        server.require_all()
 
 
 @contextlib.contextmanager
@@ -210,7 +208,7 @@ def test_a_disk_that_cannot_sync(tmp_path: Path, wire: str) -> None:
     with served(wire, tmp_path) as server:
         server.begin()
         with failing(server, "fsync", "fdatasync"):
-            server.stops("input/output error")
+            server.require_stop("input/output error")
         with survived(tmp_path, server) as client:
             client.call("save_checkpoint", task_id="t", agent="a")
 
@@ -221,7 +219,7 @@ def test_a_disk_that_cannot_take_a_commit(tmp_path: Path, wire: str) -> None:
     with served(wire, tmp_path) as server:
         server.begin()
         with failing(server, "write", "pwrite64", files=["tasks.db"]):
-            server.stops("input/output error")
+            server.require_stop("input/output error")
         with survived(tmp_path, server) as client:
             client.call("save_checkpoint", task_id="t", agent="a")
 
@@ -232,10 +230,10 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, wire: str) -> None:
     with served(wire, tmp_path) as server:
         server.begin()
         with failing(server, "write", "pwrite64"):
-            server.is_refused("The disk reports an input/output error.")
-            server.has_all()
+            server.require_refusal("The disk reports an input/output error.")
+            server.require_all()
         server.write("after")
-        server.has_all()
+        server.require_all()
 
 
 @each_wire
@@ -245,7 +243,7 @@ def test_a_disk_that_cannot_be_read(tmp_path: Path, wire: str, tool: str) -> Non
     with served(wire, tmp_path) as server:
         server.begin()
         with failing(server, "read", "pread64"):
-            server.stops("The database is damaged", tool)
+            server.require_stop("The database is damaged", tool)
         with survived(tmp_path, server) as client:
             client.call("save_checkpoint", task_id="t", agent="a")
 
@@ -277,14 +275,14 @@ def test_a_read_only_database(tmp_path: Path, wire: str) -> None:
         database.chmod(0o400)
         with served(wire, tmp_path) as reading:
             reading.decisions = server.decisions
-            reading.is_refused("The database is read-only.")
-            reading.has_all()
-            assert reading.is_healthy()
+            reading.require_refusal("The database is read-only.")
+            reading.require_all()
+            reading.require_health(200)
         database.chmod(0o600)
         with served(wire, tmp_path) as writing:
             writing.decisions = server.decisions
             writing.write("after")
-            writing.has_all()
+            writing.require_all()
 
 
 @each_wire
@@ -313,14 +311,14 @@ def test_a_database_that_is_moved_away(tmp_path: Path, wire: str, part: str) -> 
         server.begin()
         for number in range(2):
             (tmp_path / part).rename(tmp_path / "elsewhere")
-            server.is_refused(MOVED)
+            server.require_refusal(MOVED)
             assert server.client.refusal("get_task", task_id="t")["message"] == MOVED
-            assert server.is_sick()
+            server.require_health(503)
             assert not (tmp_path / "state" / "tasks.db").exists()
             (tmp_path / "elsewhere").rename(tmp_path / part)
-            assert server.is_healthy()
+            server.require_health(200)
             server.write(f"after {number}")
-        server.has_all()
+        server.require_all()
         with survived(tmp_path, server):
             pass
 
@@ -334,10 +332,10 @@ def test_a_database_that_is_deleted_and_restored(tmp_path: Path, wire: str, tool
         server.begin()
         shutil.copy(database, tmp_path / "copy")
         database.unlink()
-        server.is_refused(MOVED)
+        server.require_refusal(MOVED)
         shutil.copy(tmp_path / "copy", database)
         before = database.read_bytes()
-        server.stops("another file has taken the place of the database", tool)
+        server.require_stop("another file has taken the place of the database", tool)
         assert database.read_bytes() == before
         with survived(tmp_path, server) as client:
             client.call("save_checkpoint", task_id="t", agent="a")
@@ -370,7 +368,7 @@ def test_a_database_that_is_moved_during_a_write(tmp_path: Path, wire: str, is_r
         if is_replaced:
             shutil.copy(database, f"{database}.other")
         flag.touch()
-        server.stops("the database was moved or replaced during a write")
+        server.require_stop("the database was moved or replaced during a write")
         if is_replaced:
             with survived(tmp_path, server):
                 pass
@@ -413,7 +411,7 @@ def test_a_database_that_is_damaged(
         server.begin()
         damage(database)
         before = database.read_bytes()
-        server.stops(line, tool)
+        server.require_stop(line, tool)
         assert database.read_bytes() == before
 
 
@@ -426,8 +424,8 @@ def test_a_database_that_is_emptied(tmp_path: Path, wire: str) -> None:
         content = database.read_bytes()
         database.write_bytes(b"")
         for _ in range(2):
-            server.is_refused("The database cannot carry this out.")
-            assert server.is_sick()
+            server.require_refusal("The database cannot carry this out.")
+            server.require_health(503)
         assert database.read_bytes() == b""
         database.write_bytes(content)
         with survived(tmp_path, server) as client:
@@ -443,7 +441,7 @@ def test_a_database_that_becomes_newer(tmp_path: Path, wire: str) -> None:
         with contextlib.closing(sqlite3.connect(database)) as other:
             other.execute("PRAGMA user_version = 99")
         before = database.read_bytes()
-        server.stops("emptied, or made newer, by another program")
+        server.require_stop("emptied, or made newer, by another program")
         assert database.read_bytes() == before
 
 
@@ -479,7 +477,7 @@ def test_artifacts_that_cannot_be_stored(tmp_path: Path, wire: str, fault: Calla
         answer, is_refused = server.client.answer("get_task", task_id="t", artifact=1)
         assert is_refused == (fault is not close), answer
         server.write("meanwhile")
-        assert server.is_healthy()
+        server.require_health(200)
         if fault is not close:
             artifacts.unlink() if artifacts.exists() else None
             artifacts.with_name("aside").rename(artifacts)
@@ -509,7 +507,7 @@ def test_a_clock_that_goes_backwards(tmp_path: Path, wire: str) -> None:
         create(server.client, "u")
         for number in range(5):
             server.write(f"{number}")
-        server.has_all()
+        server.require_all()
         task = server.client.call("get_task", task_id="t")
         assert task["updated_at"] < task["created_at"]  # the clock does go back
         assert task["owner_state"] == ("live" if wire == "stdio" else "unknown")
@@ -554,15 +552,15 @@ def test_no_descriptor_is_left(tmp_path: Path, wire: str) -> None:
         for number in range(2):
             flag.touch()
             wait_until(eaten.exists, "all descriptors are taken")
-            server.is_refused("The database or its journal cannot be opened.")
+            server.require_refusal("The database or its journal cannot be opened.")
             refusal = server.client.refusal("attach_artifact", task_id="t", name="n", content="c")
             assert refusal["code"] == "storage_error"
-            assert server.is_sick()
+            server.require_health(503)
             flag.unlink()
             wait_until(lambda: not eaten.exists(), "the descriptors are back")
-            assert server.is_healthy()
+            server.require_health(200)
             server.write(f"after {number}")
-        server.has_all()
+        server.require_all()
         assert (
             server.client.call("attach_artifact", task_id="t", name="n", content="c")["artifact"]["number"]
             == 1

@@ -27,7 +27,7 @@ from support import (
     wait_until,
 )
 
-from config import CONNECTIONS, KIB, QUEUED_REQUESTS, RESERVED_DESCRIPTORS, STREAMS, WORKERS
+from config import CONNECTIONS, KIB, QUEUED_REQUESTS, RESERVED_DESCRIPTORS, SLOW_ANSWERS, STREAMS
 
 MEMORY_EACH = 4 * KIB  # of the process; what the kernel keeps for a socket is not in its resident set
 ANSWERED_IN = 5.0  # seconds: a client that waits longer for one of many calls is starved
@@ -221,8 +221,8 @@ def test_a_crowd_beyond_the_real_limits_is_told_to_come_back(tmp_path: Path) -> 
 
 
 def queue_up(folder: Path, limits: Limits, surplus: int) -> None:
-    """Keep all workers busy and the queue full; hold what those beyond it are told, and those in it."""
-    most = WORKERS + limits.requests
+    """Let all answers be slow and the queue be full; hold what those beyond it are told, and those in it."""
+    most = SLOW_ANSWERS + limits.requests
     with open_files(most + surplus + 128), HttpServer(folder, prelude=lowered(limits)) as server:
         with ExitStack() as ends:
             crowd = [ends.enter_context(connect(server)) for _ in range(most + surplus)]
@@ -256,7 +256,7 @@ def writing(task_id: str) -> bytes:
 
 
 def test_more_requests_than_can_wait_are_told_to_come_back(tmp_path: Path) -> None:
-    """While all workers wait, what waits behind them is bounded: 503 with Retry-After; the rest is served."""
+    """What waits behind slow answers is bounded: 503 with Retry-After; the rest is served."""
     queue_up(tmp_path, LOW, surplus=20)
 
 
