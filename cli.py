@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,6 +57,11 @@ def main(arguments: list[str]) -> int:
     except StoreFailure as error:
         say(str(error))
         return 1
+    except ModuleNotFoundError as error:
+        if error.name not in ("pydantic", "pydantic_core"):
+            raise
+        say(f"{sys.executable} has no pydantic: start the server with .venv/bin/python, as the README shows")
+        return 2
     except _Quit:
         return 0
 
@@ -66,6 +72,8 @@ def _run_stdio(settings: Settings) -> int:
     dispatcher = Dispatcher(lambda: _open_methods(settings, settings.attach_roots), settings.debug)
     loop = StdioLoop(dispatcher)
     _on_stop_signals(loop.stop)
+    if os.isatty(0):
+        say("waiting for an MCP client on stdin, which starts this by itself; Ctrl-C ends, --http serves")
     if loop.run():
         dispatcher.close()
     dispatcher.leave(loop.session_id)
@@ -127,6 +135,8 @@ def _print(line: str) -> None:
 def _make_folders(settings: Settings) -> None:
     if os.path.isdir(settings.db_path):
         raise ConfigError(f"MCP_TASK_DB_PATH: {settings.db_path} is a folder, not a database file")
+    if os.path.exists(settings.db_path) and not os.path.isfile(settings.db_path):
+        raise ConfigError(f"MCP_TASK_DB_PATH: {settings.db_path} is not a regular file")
     make_folder(os.path.dirname(settings.db_path), "MCP_TASK_DB_PATH")
     make_folder(settings.artifacts_dir, "MCP_TASK_ARTIFACTS_DIR")
 

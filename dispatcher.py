@@ -178,7 +178,7 @@ class Dispatcher:
             if run is not None:
                 return call.reply(run(call))
             return self._opened().answer(call)
-        except (RpcError, StoreFailure):
+        except (RpcError, StoreFailure, ModuleNotFoundError):  # the last: pydantic is not installed
             raise
         except Exception:
             say_exception()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, PROJECT, SERVER, StdioClient, environment, stdio
+from support import PATIENCE, PROJECT, SERVER, Process, StdioClient, environment, stdio
 
 import config
 from config import ConfigError, Settings, load_settings, make_folder, parse_port
@@ -349,6 +349,24 @@ def test_a_database_path_that_is_a_folder_is_a_bad_setting(tmp_path: Path) -> No
     ended = started(tmp_path, MCP_TASK_DB_PATH=str(tmp_path))
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "MCP_TASK_DB_PATH" in ended.stderr
+
+
+def test_a_database_path_that_is_no_regular_file_is_a_bad_setting(tmp_path: Path) -> None:
+    """A pipe or a device takes no database: exit 2, and nothing is written beside it."""
+    os.mkfifo(tmp_path / "pipe")
+    ended = started(tmp_path, MCP_TASK_DB_PATH=str(tmp_path / "pipe"))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "MCP_TASK_DB_PATH" in ended.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("pipe") and path.name != "pipe"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--http", "--port", "0"), ("--verify",)])
+def test_an_interpreter_without_pydantic_is_told(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Started with another Python than the one of the virtual environment, it says so: exit 2, one line."""
+    with Process(tmp_path, *arguments, prelude="sys.modules['pydantic'] = None") as server:
+        assert server.process.wait(PATIENCE) == 2
+        assert server.stderr().count("\n") == 1
+        assert "has no pydantic" in server.stderr()
 
 
 def test_a_complaint_is_one_line_whatever_the_value(tmp_path: Path) -> None:
