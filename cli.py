@@ -69,7 +69,9 @@ def main(arguments: list[str]) -> int:
 def _run_stdio(settings: Settings) -> int:
     from stdio_transport import StdioLoop
 
-    dispatcher = Dispatcher(lambda: _open_methods(settings, settings.attach_roots), settings.debug)
+    dispatcher = Dispatcher(
+        lambda patience: _open_methods(settings, settings.attach_roots, patience), settings.debug
+    )
     loop = StdioLoop(dispatcher)
     _on_stop_signals(loop.stop)
     if os.isatty(0):
@@ -90,7 +92,7 @@ def _run_http(settings: Settings, options: Options) -> int:
     listener = listen(options.host, settings.port if options.port is None else options.port)
     # No attach_roots: a service has no working directory that its clients would mean.
     methods = _open_methods(settings, attach_roots=())
-    dispatcher = Dispatcher(lambda: methods, settings.debug)
+    dispatcher = Dispatcher(lambda _: methods, settings.debug)
     dispatcher.prepare()
     service = HttpService(HttpTransport(dispatcher, methods.store.check, access), listener)
     _on_stop_signals(service.stop)
@@ -100,7 +102,9 @@ def _run_http(settings: Settings, options: Options) -> int:
     return 0
 
 
-def _open_methods(settings: Settings, attach_roots: tuple[str, ...]) -> TaskMethods:
+def _open_methods(
+    settings: Settings, attach_roots: tuple[str, ...], patience: float | None = None
+) -> TaskMethods:
     # From here on, for good. Little of what is loaded next, or made by a call, is garbage that only the
     # collector can find: to look for it as often as by default takes 5 ms of the start.
     gc.set_threshold(20_000)
@@ -109,7 +113,7 @@ def _open_methods(settings: Settings, attach_roots: tuple[str, ...]) -> TaskMeth
     from tools import Workplace
 
     gc.freeze()  # what is loaded stays: no later collection needs to look at it
-    store = Store(settings.db_path, settings.artifacts_dir, settings.agent_idle_seconds)
+    store = Store(settings.db_path, settings.artifacts_dir, settings.agent_idle_seconds, patience)
     return TaskMethods(Workplace(store, attach_roots, settings.on_handoff))
 
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
 
 from config import BUSY_SECONDS, CLOSE_SECONDS
-from errors import Busy, StorageError, StoreFailure, ToolError
+from errors import Busy, StorageError, StoreBusy, StoreFailure, ToolError
 from locks import WriterTurns, sync_left_file
 from log import say
 
@@ -49,15 +49,23 @@ class Database:
     Threads take it in turns; rows are fetched whole, so that no cursor outlives a call.
     """
 
-    def __init__(self, path: str, application_id: int, migrations: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self,
+        path: str,
+        application_id: int,
+        migrations: Sequence[Sequence[str]],
+        patience: float | None = None,
+    ) -> None:
         """Open the file and bring its schema up to date: `migrations[n]` leads from version n to n+1.
 
-        Raises StoreFailure for a file that is damaged, not ours or newer than this program, and leaves
-        it as it is. A file that cannot be written is opened all the same, for reading.
+        Raises StoreBusy if other writers keep it for `patience` seconds, BUSY_SECONDS by default, and
+        StoreFailure for a file that is damaged, not ours or newer than this program, and leaves it as it is. A
+        file that cannot be written is opened all the same, for reading.
         """
         self._path = path
         self._application_id = application_id
         self._migrations = migrations
+        self._patience = patience  # None: BUSY_SECONDS
         self._turns = WriterTurns(path + ".lock")
         self._writer = threading.Lock()  # held by the thread whose transaction it is, or will be
         self._lock = threading.RLock()  # held by whoever uses the connection
@@ -73,6 +81,7 @@ class Database:
         except BaseException:
             self.close()
             raise
+        self._patience = None
         self._is_open = True
 
     def close(self) -> None:
@@ -95,7 +104,7 @@ class Database:
         after BUSY_SECONDS, StorageError when the disk refuses, StoreFailure when nothing can be
         promised any more.
         """
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = self._deadline()
         turn = self._turns.turn(deadline)
         with self._errors_told, _Held(self._writer, deadline), turn as was_cut_short:
             if was_cut_short:
@@ -120,19 +129,20 @@ class Database:
             raise StoreFailure(f"{self._path}: the database failed before")
         return self._connection.execute(statement, values).fetchall()
 
-    def read(self, *statements: Statement, seconds: float = BUSY_SECONDS) -> list[list[Row]]:
+    def read(self, *statements: Statement, seconds: float | None = None) -> list[list[Row]]:
         """Return the rows of each statement, all from one state of the database.
 
-        Waits up to `seconds` for writers, then raises Busy; raises StorageError when the disk refuses.
+        Waits up to `seconds`, BUSY_SECONDS by default, for writers, then raises Busy; raises StorageError when
+        the disk refuses.
         """
-        deadline = time.monotonic() + seconds
+        deadline = self._deadline() if seconds is None else time.monotonic() + seconds
         with self._errors_told:
             self._require_in_place()
             return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
 
     def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of one statement, outside of a transaction; waits and raises as read does."""
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = self._deadline()
         with self._errors_told:
             self._require_in_place()
             return self._patiently(deadline, lambda: self._fetch_once(statement, values, deadline))
@@ -154,7 +164,8 @@ class Database:
             with self._errors_told:
                 yield
         except ToolError as error:
-            raise StoreFailure(f"{self._path}: {error.message}") from error
+            kind = StoreBusy if isinstance(error, Busy) else StoreFailure
+            raise kind(f"{self._path}: {error.message}") from error
 
     def _connect(self) -> sqlite3.Connection:
         if os.path.exists(self._path + "-wal"):
@@ -164,11 +175,11 @@ class Database:
         return sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
 
     def _identity_of(self, looking: sqlite3.Connection) -> list[list[Row]]:
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = self._deadline()
         return self._patiently(deadline, lambda: [looking.execute(text).fetchall() for text, _ in _IDENTITY])
 
     def _prepare(self) -> None:
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = self._deadline()
         self._judge(self.read(*_IDENTITY))
         self._inode = _inode_at(self._path)  # not before: SQLite opens the file with the first statement
         self._patiently(deadline, self._choose_durability)
@@ -298,6 +309,9 @@ class Database:
         raise StoreFailure(f"{self._path}: {reason}") from error
 
     # --- Waiting and errors ---------------------------------------------------------------------------
+
+    def _deadline(self) -> float:
+        return time.monotonic() + (BUSY_SECONDS if self._patience is None else self._patience)
 
     def _patiently(self, deadline: float, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, trying again while other processes hold the database."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import BATCH_ANSWER_BYTES, BATCH_MESSAGES
 from eras import handshake_revision, has_envelope, is_stateless_claim, names_stateless, revision_of
-from errors import StoreFailure
+from errors import StoreBusy, StoreFailure
 from log import say, say_exception
 from protocol import (
     SERVER_INFO,
@@ -58,6 +58,9 @@ _INSTRUCTIONS = (
 )
 
 
+_GLANCE_SECONDS = 0.1  # for a database that nobody has asked for yet
+
+
 class Dispatcher:
     """MCP over any transport: one message in, one reply out; a MessageHandler.
 
@@ -65,8 +68,13 @@ class Dispatcher:
     protocol.py gives them the shape of the revision.
     """
 
-    def __init__(self, open_methods: Callable[[], TaskMethods], is_debugging: bool = False) -> None:
-        """Answer through what `open_methods` returns, which is called once, when it is first needed."""
+    def __init__(
+        self, open_methods: Callable[[float | None], TaskMethods], is_debugging: bool = False
+    ) -> None:
+        """Answer through what `open_methods` returns, which is called when that is first needed.
+
+        It takes how many seconds to wait for other writers, or None for as long as is usual.
+        """
         self._open_methods = open_methods
         self._methods: TaskMethods | None = None
         self._is_debugging = is_debugging
@@ -74,9 +82,12 @@ class Dispatcher:
     def prepare(self) -> None:
         """Do now what a call would otherwise wait for; before several threads use the dispatcher.
 
-        Raises StoreFailure when the process cannot serve.
+        Raises StoreFailure when the process cannot serve. A database that is busy is left to the call.
         """
-        self._opened().prepare()
+        try:
+            self._opened(_GLANCE_SECONDS).prepare()
+        except StoreBusy:
+            pass
 
     def handle(self, raw: bytes, peer: Peer, headers: McpHeaders | None = None) -> Reply:
         """Answer one message as it came over the wire; the reply is empty for a notification.
@@ -178,6 +189,8 @@ class Dispatcher:
             if run is not None:
                 return call.reply(run(call))
             return self._opened().answer(call)
+        except StoreBusy as error:
+            raise InternalError("Other programs keep the database busy; try again") from error
         except (RpcError, StoreFailure, ModuleNotFoundError):  # the last: pydantic is not installed
             raise
         except Exception:
@@ -187,9 +200,9 @@ class Dispatcher:
             if self._is_debugging:
                 say(f"[{os.getpid()}] {method}: {1e3 * (time.perf_counter() - started):.1f} ms")
 
-    def _opened(self) -> TaskMethods:
+    def _opened(self, patience: float | None = None) -> TaskMethods:
         if self._methods is None:
-            self._methods = self._open_methods()
+            self._methods = self._open_methods(patience)
         return self._methods
 
 

@@ -81,3 +81,7 @@ class StoreFailure(Exception):
 
     Not a Refusal: nobody answers it. Its text is the one line for stderr.
     """
+
+
+class StoreBusy(StoreFailure):
+    """The store could not be opened in time, since others kept the database: it may be later."""

@@ -190,6 +190,7 @@ class HttpService:
         self._failure: StoreFailure | None = None
         self._is_stopping = False
         self._is_accepting = False
+        self._is_told = False  # the application, that the service ends
 
     def run(self) -> bool:
         """Serve until `stop`; returns whether all requests in hand were answered in DRAIN_SECONDS.
@@ -249,7 +250,10 @@ class HttpService:
                 self._is_lively = self._is_lively or self._answering_since is not None
             elif now >= since + SLOW_SECONDS and self._looping.acquire(blocking=False):
                 self._answering_since = None
-                self._start_loop()
+                try:
+                    self._start_loop()
+                except RuntimeError:  # no more threads are to be had: the loop must finish its answer
+                    self._looping.release()
 
     def _answer_as_loop(self, connection: Connection, request: Request) -> None:
         """Answer a request; raises _Relieved if another thread has become the loop meanwhile."""
@@ -271,7 +275,7 @@ class HttpService:
         """After a slow answer: see to those who wait for one to end."""
         while True:
             with self._crowd:
-                if not self._waiting:
+                if not self._waiting or self._slow > SLOW_ANSWERS:
                     self._slow -= 1
                     return
                 connection, request = self._waiting.popleft()
@@ -280,7 +284,8 @@ class HttpService:
     # --- The loop -------------------------------------------------------------------------------------
 
     def _turn(self, seconds: float) -> None:
-        for key, events in self._selector.select(seconds):
+        # The loop before may have been relieved after it was woken and before it made the calls.
+        for key, events in self._selector.select(0 if self._calls else seconds):
             if isinstance(key.data, Connection):
                 if events & selectors.EVENT_WRITE:
                     self._flush(key.data)
@@ -290,7 +295,7 @@ class HttpService:
                 self._accept()
             else:
                 _empty(self._woken_end)
-        while self._calls:
+        for _ in range(len(self._calls)):  # those that these bring forth wait until others had their turn
             self._calls.popleft()()
 
     def _accept(self) -> None:
@@ -370,7 +375,8 @@ class HttpService:
             return
         body = bytes(connection.inbox[: head.content_length])
         del connection.inbox[: head.content_length]
-        is_crowded = self._slow >= SLOW_ANSWERS and not self._application.is_urgent(head)
+        is_urgent = self._application.is_urgent(head)
+        is_crowded = self._slow >= SLOW_ANSWERS + is_urgent  # there is a place for one of those
         if is_crowded and len(self._waiting) >= QUEUED_REQUESTS:
             self._refuse(connection, overloaded_response())
             return
@@ -381,15 +387,16 @@ class HttpService:
         request = Request(head, body)
         if self._is_stopping:  # nobody would relieve this thread
             threading.Thread(target=self._answer_request, args=(connection, request), daemon=True).start()
-        elif not is_crowded or not self._has_queued(connection, request):
+        elif not is_crowded or not self._has_queued(connection, request, is_urgent):
             self._answer_as_loop(connection, request)
 
-    def _has_queued(self, connection: Connection, request: Request) -> bool:
+    def _has_queued(self, connection: Connection, request: Request, is_urgent: bool) -> bool:
         """Leave a request to the slow answers; False if there is none left that would see to it."""
         with self._crowd:
             if self._slow == 0:
                 return False
-            self._waiting.append((connection, request))
+            enqueue = self._waiting.appendleft if is_urgent else self._waiting.append
+            enqueue((connection, request))
             return True
 
     def _take_head(self, connection: Connection) -> bool:
@@ -496,15 +503,30 @@ class HttpService:
         """Answer what is in hand; streams end last, since answers still travel on them."""
         self._set_accepting(False)
         self._listener.close()
-        self._application.stopping()
         deadline = time.monotonic() + DRAIN_SECONDS
-        while (is_busy := self._is_answering()) and time.monotonic() < deadline and not self._failure:
+        # What is said then may wait for the database, and the process must not.
+        threading.Thread(target=self._tell_application, name="stopping", daemon=True).start()
+        while (
+            (is_busy := not self._is_told or self._is_answering())
+            and time.monotonic() < deadline
+            and not self._failure
+        ):
             self._turn(0.05)
         for connection in list(self._connections):
             self._close(connection)
         if self._failure is not None:
             raise self._failure
         return not is_busy
+
+    def _tell_application(self) -> None:
+        try:
+            self._application.stopping()
+        except StoreFailure as failure:
+            self._failure = self._failure or failure  # the first says why, the others only that
+        except Exception:
+            say_exception()
+        self._is_told = True
+        self._wake()
 
     def _is_answering(self) -> bool:
         return any(one.state in (State.ANSWERING, State.SENDING) or one.outbox for one in self._connections)
@@ -547,7 +569,7 @@ class HttpService:
         try:
             answer = self._application.respond(request)
         except StoreFailure as failure:
-            self._failure = failure
+            self._failure = self._failure or failure  # the first says why, the others only that
             self.stop()
             return
         except Exception:

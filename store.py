@@ -107,11 +107,16 @@ class Store:
     """
 
     def __init__(
-        self, db_path: str, artifacts_dir: str, idle_seconds: int = DEFAULT_AGENT_IDLE_SECONDS
+        self,
+        db_path: str,
+        artifacts_dir: str,
+        idle_seconds: int = DEFAULT_AGENT_IDLE_SECONDS,
+        patience: float | None = None,
     ) -> None:
         """Open the database, making or migrating it as needed.
 
-        Agents without a connection are gone after `idle_seconds`. Raises StoreFailure for a file that is
+        Agents without a connection are gone after `idle_seconds`. Raises StoreBusy if other writers keep the
+        database for `patience` seconds, BUSY_SECONDS by default. Raises StoreFailure for a file that is
         no database of ours, is damaged, or is newer than this program; such a file is left untouched.
         """
         # SQLite keeps its journal beside the file itself, so all is named after that one, links followed.
@@ -120,7 +125,7 @@ class Store:
         self.artifacts_dir = artifacts_dir
         self._files = ArtifactFiles(artifacts_dir)
         self._locks = ProcessLocks(db_path + FOLDER_SUFFIX)
-        self._db = Database(db_path, APPLICATION_ID, MIGRATIONS)
+        self._db = Database(db_path, APPLICATION_ID, MIGRATIONS, patience)
         self._presence = Presence(self._db, self._locks, idle_seconds)
         self._listing = Listing(self._db, self._presence)
         self._dependencies = Dependencies(self._db)

@@ -187,7 +187,7 @@ def dispatcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dispatcher]
     """Return a dispatcher without a transport."""
     folder = tmp_path_factory.mktemp("eras")
     store = Store(str(folder / "tasks.db"), str(folder))
-    yield Dispatcher(lambda: TaskMethods(Workplace(store)))
+    yield Dispatcher(lambda _: TaskMethods(Workplace(store)))
     store.close()
 
 

@@ -65,7 +65,7 @@ def dispatcher(tmp_path: Path) -> Iterator[Dispatcher]:
     """Serve an empty store, without a transport."""
     (tmp_path / "artifacts").mkdir()
     store = Store(str(tmp_path / "tasks.db"), str(tmp_path / "artifacts"))
-    yield Dispatcher(lambda: TaskMethods(Workplace(store)))
+    yield Dispatcher(lambda _: TaskMethods(Workplace(store)))
     store.close()
 
 

@@ -369,6 +369,17 @@ def test_a_signal_ends_a_server_that_waits_for_the_database(tmp_path: Path, numb
             assert ends_well(client, lambda: client.process.send_signal(number))
 
 
+def test_a_busy_database_holds_nobody_up_who_does_not_need_it(tmp_path: Path) -> None:
+    """While another process has the database to itself, a new server lists its tools, and ends in time."""
+    with stdio(tmp_path) as first:
+        first.call("list_tasks")
+    with held_database(tmp_path), StdioClient(tmp_path) as client:
+        assert client.is_silent(0.1)  # it has tried to open the database by now
+        assert client.initialize()["serverInfo"]
+        assert client.result("tools/list")["tools"]
+        assert client.close() == 0
+
+
 SLOW_WRITE = """
 import store, sys, time
 create_task = store.Store.create_task
