@@ -59,8 +59,8 @@ class Database:
         """Open the file and bring its schema up to date: `migrations[n]` leads from version n to n+1.
 
         Raises StoreBusy if other writers keep it for `patience` seconds, BUSY_SECONDS by default, and
-        StoreFailure for a file that is damaged, not ours or newer than this program, and leaves it as it is. A
-        file that cannot be written is opened all the same, for reading.
+        StoreFailure for a file that is damaged, not ours or newer than this program, and leaves it as it
+        is. A file that cannot be written is opened all the same, for reading.
         """
         self._path = path
         self._application_id = application_id
@@ -132,8 +132,8 @@ class Database:
     def read(self, *statements: Statement, seconds: float | None = None) -> list[list[Row]]:
         """Return the rows of each statement, all from one state of the database.
 
-        Waits up to `seconds`, BUSY_SECONDS by default, for writers, then raises Busy; raises StorageError when
-        the disk refuses.
+        Waits up to `seconds`, BUSY_SECONDS by default, for writers, then raises Busy; raises StorageError
+        when the disk refuses.
         """
         deadline = self._deadline() if seconds is None else time.monotonic() + seconds
         with self._errors_told:
