@@ -20,6 +20,7 @@ except ImportError:  # no flock on this platform
     fcntl = None  # type: ignore[assignment]
 
 _SOON_SECONDS, _PAUSE_SECONDS = 20e-3, 100e-6
+_NEXT_BYTE = 1  # of the lock file: locked by whoever is next
 _BEGUN, _THROUGH = b"1", b"0"  # what the lock file says of the latest turn
 
 
@@ -96,17 +97,27 @@ def _taken_soon(file: int) -> bool:
     """Try for some milliseconds to get the lock; returns whether it was had.
 
     Most turns are over by then, and a thread that waits in line would take longer to begin and to be heard.
+    Whoever is next holds a second lock meanwhile, which all others must get first: else the one whose turn
+    has just ended would often be the first to ask again.
     """
     line_up_at = time.monotonic() + _SOON_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= line_up_at:
-                return False
-            time.sleep(_PAUSE_SECONDS)
-        else:
-            return True
+    is_next = False
+    try:
+        while True:
+            try:
+                if not is_next:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _NEXT_BYTE)
+                    is_next = True
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() >= line_up_at:
+                    return False
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                return True
+    finally:
+        if is_next:
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, _NEXT_BYTE)
 
 
 def _say(file: int, what: bytes) -> None:
