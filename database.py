@@ -129,20 +129,22 @@ class Database:
             raise StoreFailure(f"{self._path}: the database failed before")
         return self._connection.execute(statement, values).fetchall()
 
-    def read(self, *statements: Statement, seconds: float | None = None) -> list[list[Row]]:
+    def read(self, *statements: Statement) -> list[list[Row]]:
         """Return the rows of each statement, all from one state of the database.
 
-        Waits up to `seconds`, BUSY_SECONDS by default, for writers, then raises Busy; raises StorageError
-        when the disk refuses.
+        Waits up to BUSY_SECONDS for writers, then raises Busy; raises StorageError when the disk refuses.
         """
-        deadline = self._deadline() if seconds is None else time.monotonic() + seconds
+        deadline = self._deadline()
         with self._errors_told:
             self._require_in_place()
             return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
 
-    def fetch(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
-        """Return the rows of one statement, outside of a transaction; waits and raises as read does."""
-        deadline = self._deadline()
+    def fetch(self, statement: str, values: Sequence[Any] = (), seconds: float | None = None) -> list[Row]:
+        """Return the rows of one statement, outside of a transaction.
+
+        Waits up to `seconds` for writers, BUSY_SECONDS by default, and raises as read does.
+        """
+        deadline = self._deadline() if seconds is None else time.monotonic() + seconds
         with self._errors_told:
             self._require_in_place()
             return self._patiently(deadline, lambda: self._fetch_once(statement, values, deadline))

@@ -488,7 +488,7 @@ class Store:
     def check(self) -> bool:
         """Return whether the database answers at this moment."""
         try:
-            self._db.read(("SELECT task_id FROM tasks LIMIT 1", ()), seconds=HEALTH_SECONDS)
+            self._db.fetch("SELECT task_id FROM tasks LIMIT 1", seconds=HEALTH_SECONDS)
         except (Busy, StorageError):
             return False
         return True

@@ -640,7 +640,7 @@ def test_a_commit_that_stays_busy_is_undone(notes: Database, tmp_path: Path, imp
 def test_the_wait_for_a_thread_of_this_process_is_limited_too(notes: Database, impatient: None) -> None:
     """A thread that waits for another thread's transaction gives up like one that waits for a process."""
     with notes.transaction(), ThreadPoolExecutor(1) as pool, pytest.raises(Busy):
-        pool.submit(notes.read, COUNT, seconds=SHORT).result()
+        pool.submit(notes.fetch, *COUNT, seconds=SHORT).result()
     assert notes.read(COUNT) == [[(0,)]]
 
 
