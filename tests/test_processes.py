@@ -436,8 +436,8 @@ def test_half_a_transaction_on_disk_is_undone(tmp_path: Path) -> None:
     flag, path = tmp_path / "die-in-commit", tmp_path / "tasks.db"
     with server_script(tmp_path, SPILLING_SERVER, flag=str(flag)):
         dying = stdio(tmp_path)
+        dying.result("resources/list")  # from here on its database is open; it does not wait for others
     with stdio(tmp_path) as survivor, dying:
-        dying.result("resources/list")  # from here on its database is open
         acknowledged = write_all(survivor, life_of("t", 1))
         before = survivor.call("get_task", task_id="t"), path.read_bytes()
         flag.touch()
