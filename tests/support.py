@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -79,6 +79,16 @@ def held_database(folder: Path) -> Iterator[None]:
 def thread_count(server: Process) -> int:
     """Return how many threads the server has; one more than usual waits for its turn to write."""
     return len(os.listdir(f"/proc/{server.process.pid}/task"))
+
+
+def opened_files(pid: int) -> list[str]:
+    """Return what the descriptors of a process point at, sorted; some may come and go meanwhile."""
+    folder = f"/proc/{pid}/fd"
+    found = []
+    for number in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"{folder}/{number}"))
+    return sorted(found)
 
 
 def request(method: str, params: JsonObject | None = None, request_id: int | str = 1) -> JsonObject:

@@ -21,7 +21,17 @@ from typing import Any
 
 import pytest
 import support
-from support import HttpServer, JsonObject, Process, StdioClient, server_script, sse, stdio, wait_until
+from support import (
+    HttpServer,
+    JsonObject,
+    Process,
+    StdioClient,
+    opened_files,
+    server_script,
+    sse,
+    stdio,
+    wait_until,
+)
 
 import config
 import database
@@ -418,8 +428,8 @@ def test_a_signal_ends_a_server_that_waits_to_open(tmp_path: Path, number: signa
     """A server that waits for a locked database at its start ends within 2 s, with 0, without a traceback."""
     open_store(tmp_path).close()
     with outsider(tmp_path / "tasks.db", "BEGIN EXCLUSIVE"), Process(tmp_path) as server:
-        folder, path = Path(f"/proc/{server.process.pid}/fd"), str(tmp_path / "tasks.db")
-        wait_until(lambda: path in [os.path.realpath(link) for link in folder.iterdir()], "it opens the file")
+        path = str(tmp_path / "tasks.db")
+        wait_until(lambda: path in opened_files(server.process.pid), "it opens the file")
         server.process.send_signal(number)
         assert server.process.wait(2) == 0
         assert server.stderr() == ""
@@ -647,16 +657,11 @@ def test_the_wait_for_a_thread_of_this_process_is_limited_too(notes: Database, i
 # --- Turns --------------------------------------------------------------------------------------------
 
 
-def descriptors() -> list[str]:
-    """Return what the descriptors of this process point at."""
-    folder = f"/proc/{os.getpid()}/fd"
-    if not os.path.isdir(folder):
+def descriptors(pid: int | None = None) -> list[str]:
+    """Return what the descriptors of a process, by default this one, point at."""
+    if not os.path.isdir("/proc/self/fd"):
         pytest.skip("there is no /proc here to list descriptors")
-    found = []
-    for number in os.listdir(folder):
-        with suppress(OSError):  # the descriptor that lists the folder is gone by now
-            found.append(os.readlink(f"{folder}/{number}"))
-    return sorted(found)
+    return opened_files(pid or os.getpid())
 
 
 @contextmanager
@@ -1275,16 +1280,13 @@ def test_the_journal_of_a_linked_database_is_an_own_file(tmp_path: Path) -> None
 def test_the_server_has_one_descriptor_on_the_database(tmp_path: Path) -> None:
     """After attempts to attach the database, after writes and reads, SQLite's descriptor is the only one."""
     with stdio(tmp_path) as server:
-        folder = Path(f"/proc/{server.process.pid}/fd")
-        if not folder.is_dir():
-            pytest.skip("there is no /proc here to list descriptors")
         server.call("create_task", task_id="t", title="Title", goal="Goal")
         server.call("save_checkpoint", task_id="t", agent="a", files=["first"])  # opens the session's lock
-        before = sorted(os.readlink(link) for link in folder.iterdir())
+        before = descriptors(server.process.pid)
         for name in ("tasks.db", "tasks.db-journal", "tasks.db.lock"):
             refusal = server.refusal("attach_artifact", task_id="t", name="n", path=str(tmp_path / name))
             assert refusal["code"] == "invalid_arguments"
         server.call("save_checkpoint", task_id="t", agent="a")
         server.call("list_tasks")
-        assert sorted(os.readlink(link) for link in folder.iterdir()) == before
+        assert descriptors(server.process.pid) == before
         assert before.count(str(tmp_path / "tasks.db")) == 1

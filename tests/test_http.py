@@ -25,6 +25,7 @@ from support import (
     SseClient,
     environment,
     held_database,
+    opened_files,
     sse,
     thread_count,
     wait_until,
@@ -86,12 +87,7 @@ def statuses(received: bytes) -> list[int]:
 
 def connections(server: HttpServer) -> int:
     """Return how many connections the service holds: its sockets without the three that are its own."""
-    folder = f"/proc/{server.process.pid}/fd"
-    sockets = 0
-    for name in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            sockets += os.readlink(f"{folder}/{name}").startswith("socket:")
-    return sockets - 3
+    return sum(name.startswith("socket:") for name in opened_files(server.process.pid)) - 3
 
 
 def message(method: str, request_id: int | str = 1, **params: object) -> bytes:

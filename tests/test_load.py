@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from support import (
     SseClient,
     ToolCaller,
     create,
+    opened_files,
     request,
     turn_taken,
     wait_until,
@@ -128,11 +129,7 @@ def carry(folder: Path, streams: int, connections: int, calls: int) -> None:
 
 def open_sockets(server: HttpServer) -> int:
     """Return how many connections the service has, beside the three sockets that are its own."""
-    found = 0
-    for name in Path(f"/proc/{server.process.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found += str(name.readlink()).startswith("socket:")
-    return found - 3
+    return sum(name.startswith("socket:") for name in opened_files(server.process.pid)) - 3
 
 
 @needs_proc
