@@ -206,6 +206,7 @@ class Database:
         if mode != "wal":  # a WAL database is served as it is: others may have it open
             mode = self._pragma("journal_mode = PERSIST")
         self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA temp_store = MEMORY")
         if mode not in ("persist", "wal") or self._pragma("synchronous") != 2:
             raise StoreFailure(f"{self._path}: the journal mode is {mode}, which is not durable")
 

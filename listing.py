@@ -1,12 +1,7 @@
-"""Lists of tasks: what fits, newest change first, page by page; and the full-text index behind `query`.
-
-The index is numbered by `changed`, the number of a task's latest event, so that the newest change comes
-first without sorting, however many tasks a word occurs in.
-"""
+"""Lists of tasks: what fits, newest change first, page by page."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 from database import Database, Row, Statement
@@ -14,15 +9,20 @@ from errors import InvalidArguments
 from lifecycle import agent_key
 from models import PRIORITY, ClaimFilter, Task, TaskFilter
 from presence import Presence
-from schema import SUMMARY_FIELDS, folded, words_of
+from schema import SUMMARY_FIELDS
+from word_index import GATHER_RECENT, INDEXED, RECENT, WordIndex, phrases_of
 
 JsonObject = dict[str, Any]
+_Sources = tuple[str, ...]
 
 _HAS_TAG = "tasks.task_id IN (SELECT task_id FROM task_tags WHERE tag = ?)"
 
-
-# Where the newest change comes first without sorting: by the table that is looked through.
-_ORDERS = {"tasks": "tasks.changed", "task_words": "task_words.rowid", "task_tags": "task_tags.changed"}
+# Where to look, in one table or one after the other; each has the newest change first without sorting.
+# CROSS JOIN: SQLite then begins with the words or the tag, not with one query for each task of a status.
+_ALL: _Sources = ("tasks",)
+_TAGGED: _Sources = ("task_tags CROSS JOIN tasks",)
+_WORDED: _Sources = tuple(f"{index} AS worded CROSS JOIN tasks" for index in (RECENT, INDEXED))
+_ORDERS = {_ALL: "tasks.changed", _TAGGED: "task_tags.changed", _WORDED: "worded.rowid"}
 
 
 class TaskPage(NamedTuple):
@@ -38,46 +38,46 @@ class Listing:
     def __init__(self, database: Database, presence: Presence) -> None:
         self._db = database
         self._presence = presence
+        self._words = WordIndex(database)
 
     def page(self, wanted: TaskFilter, limit: int, cursor: str | None) -> tuple[TaskPage, int]:
         """Return a page of the tasks that fit `wanted`, and how many fit in all.
 
         `cursor` is the `next_cursor` of the page before; raises InvalidArguments for anything else.
         """
-        source, where, values = self._conditions(wanted)
-        counting = (f"SELECT count(*) FROM {source} WHERE {where}", values)
-        rows, count = self._db.read(_page(source, where, values, limit, cursor), counting)
-        return self._page_of(rows, limit), count[0][0]
+        sources, where, values = self._conditions(wanted)
+        pages = _pages(sources, where, values, limit, cursor)
+        counts = [(f"SELECT count(*) FROM {source} WHERE {where}", values) for source in sources]
+        before = GATHER_RECENT if sources is _WORDED else ()
+        results = self._db.read(*before, *pages, *counts)[len(before) :]
+        rows = [row for result in results[: len(pages)] for row in result]
+        return self._page_of(rows, limit), sum(count for [(count,)] in results[len(pages) :])
 
     def recent(self, limit: int, cursor: str | None) -> TaskPage:
         """Return a page of all tasks, without counting them; otherwise as page."""
-        rows = self._db.fetch(*_page("tasks", "1 = 1", [], limit, cursor))
-        return self._page_of(rows, limit)
+        [page] = _pages(_ALL, "1 = 1", [], limit, cursor)
+        return self._page_of(self._db.fetch(*page), limit)
 
     def index_in_transaction(self, task: Task, changed: int) -> None:
         """Make a task findable by its words and tags."""
-        self._db.execute("INSERT INTO task_words (rowid, words) VALUES (?, ?)", (changed, words_of(task)))
+        self._words.add_in_transaction(task, changed)
         for tag in task.tags:
             insert = "INSERT INTO task_tags (task_id, tag, changed) VALUES (?, ?, ?)"
             self._db.execute(insert, (task.task_id, tag, changed))
 
     def unindex_in_transaction(self, task: Task, changed: int) -> None:
-        """Take a task as it was out of the indexes; that of words wants to be told them again."""
-        self._db.execute(
-            "INSERT INTO task_words (task_words, rowid, words) VALUES ('delete', ?, ?)",
-            (changed, words_of(task)),
-        )
+        """Take a task as it was out of the indexes."""
+        self._words.remove_in_transaction(task, changed)
         if task.tags:
             self._db.execute("DELETE FROM task_tags WHERE task_id = ?", (task.task_id,))
 
-    def _conditions(self, wanted: TaskFilter) -> tuple[str, str, list[Any]]:
+    def _conditions(self, wanted: TaskFilter) -> tuple[_Sources, str, list[Any]]:
         """Return where to look for `wanted`, the WHERE clause, and its values."""
-        source, clauses, values = "tasks", ["1 = 1"], list[Any]()
+        sources, clauses, values = _ALL, ["1 = 1"], list[Any]()
         if (wanted.query or "").strip():
-            # CROSS JOIN: SQLite then begins with the words, not with one query for each task of a status.
-            source = "task_words CROSS JOIN tasks"
-            clauses.append("tasks.changed = task_words.rowid AND task_words MATCH ?")
-            values.append(_phrases(wanted.query or ""))
+            sources = _WORDED
+            clauses.append("tasks.changed = worded.rowid AND worded.words MATCH ?")
+            values.append(phrases_of(wanted.query or ""))
         for column, value in (
             ("status", wanted.status),
             ("owner_key", wanted.current_owner and agent_key(wanted.current_owner)),
@@ -89,11 +89,11 @@ class Listing:
         if wanted.ready is not None:
             comparison = "= 0" if wanted.ready else "> 0"
             clauses.append(f"status = 'open' AND waits_for {comparison}")
-        if wanted.tag is not None and source != "tasks":
+        if wanted.tag is not None and sources is not _ALL:
             clauses.append(_HAS_TAG)
             values.append(wanted.tag)
         elif wanted.tag is not None:
-            source = "task_tags CROSS JOIN tasks"
+            sources = _TAGGED
             clauses.append("tasks.task_id = task_tags.task_id AND tag = ?")
             values.append(wanted.tag)
         if wanted.owner_state is not None:
@@ -102,7 +102,7 @@ class Listing:
                 f"status = 'in_progress' AND owner_session IN ({', '.join('?' * len(session_ids))})"
             )
             values += session_ids
-        return source, " AND ".join(clauses), values
+        return sources, " AND ".join(clauses), values
 
     def _page_of(self, rows: list[Row], limit: int) -> TaskPage:
         """Return rows of SUMMARY_FIELDS, owner_session and `changed` as a page."""
@@ -129,21 +129,16 @@ def position(cursor: str) -> int:
     )
 
 
-def _phrases(query: str) -> str:
-    """Return a full-text query for all words of `query`: no character of it is an operator."""
-    # The index leaves out accents that cannot be composed, and does not end a word there.
-    words = re.findall("(?:[^\\W_][\u0300-\u0331]*)+", folded(query))
-    return " ".join(f'"{word}"*' for word in words) or '""'  # what has no word at all is in no task
-
-
-def _page(source: str, where: str, values: list[Any], limit: int, cursor: str | None) -> Statement:
-    """Select one row more than the page, to see whether there is another page."""
-    order = _ORDERS[source.partition(" ")[0]]
+def _pages(
+    sources: _Sources, where: str, values: list[Any], limit: int, cursor: str | None
+) -> list[Statement]:
+    """Select a page from each source, and one row more, to see whether there is another page."""
+    order = _ORDERS[sources]
     if cursor is not None:
         where, values = f"{where} AND {order} < ?", [*values, position(cursor)]
     columns = ", ".join(f"tasks.{name}" for name in (*SUMMARY_FIELDS, "owner_session", "changed"))
-    select = f"SELECT {columns} FROM {source} WHERE {where}"
-    return f"{select} ORDER BY {order} DESC LIMIT ?", [*values, limit + 1]
+    selects = [f"SELECT {columns} FROM {source} WHERE {where}" for source in sources]
+    return [(f"{select} ORDER BY {order} DESC LIMIT ?", [*values, limit + 1]) for select in selects]
 
 
 def claim_conditions(wanted: ClaimFilter) -> tuple[str, list[str]]:

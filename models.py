@@ -6,7 +6,7 @@ would have to compile each one anew whenever a server starts.
 """
 
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -167,6 +167,14 @@ class Checkpoint(Model):
     created_at: str
     progress: Progress
     dropped_steps: list[str] = []
+
+
+class Change(NamedTuple):
+    """One entry of the event log, as far as a listener is concerned; `position` is its number."""
+
+    position: int
+    task_id: str
+    is_new: bool
 
 
 class NewTask(Model):

@@ -142,7 +142,10 @@ def _tasks(copy: DatabaseCopy, findings: _Findings) -> Iterator[Task]:
 
 
 def _examine_words(copy: DatabaseCopy, findings: _Findings) -> None:
-    lost = "SELECT task_id FROM tasks WHERE changed NOT IN (SELECT rowid FROM task_words)"
+    lost = (
+        "SELECT task_id FROM tasks WHERE changed NOT IN (SELECT rowid FROM task_words) "
+        "AND changed NOT IN (SELECT changed FROM recent_words WHERE is_new = 1)"
+    )
     for (task_id,) in copy.fetch(lost):
         findings.damage(f"task {task_id}: the full-text index does not have it")
     try:

@@ -7,7 +7,6 @@ PostgreSQL would understand too, apart from the full-text index, which is named 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +107,28 @@ MIGRATIONS = (
         "CREATE INDEX tasks_repo ON tasks (repo_path, changed) WHERE repo_path IS NOT NULL",
         "CREATE INDEX events_concerns ON events (concerns, event_id) WHERE concerns IS NOT NULL",
     ),
+    (
+        # What the full-text index still has to be told: new words, or old ones that it must forget.
+        """CREATE TABLE recent_words (
+            changed INTEGER NOT NULL PRIMARY KEY,
+            is_new INTEGER NOT NULL,
+            words TEXT NOT NULL
+        )""",
+        # Each event knows the one before it of the same task, and a task its latest: that takes no index.
+        "ALTER TABLE tasks ADD COLUMN last_event INTEGER NOT NULL DEFAULT 0",
+        "UPDATE tasks SET last_event = (SELECT max(event_id) FROM events WHERE task_id = tasks.task_id)",
+        "ALTER TABLE events ADD COLUMN previous INTEGER",
+        """UPDATE events SET previous = (
+            SELECT max(earlier.event_id) FROM events earlier
+            WHERE earlier.task_id = events.task_id AND earlier.event_id < events.event_id
+        )""",
+        "DROP INDEX events_task",
+    ),
+)
+
+# The same for a short while, and in memory only: `temp` is the connection's own database.
+RECENT_INDEX = (
+    "CREATE VIRTUAL TABLE IF NOT EXISTS temp.recent_index USING fts5(words, content='', tokenize='unicode61')"
 )
 
 COLUMNS = (
@@ -159,17 +180,6 @@ def body_of(task: Task) -> str:
 def owner_key_of(task: Task) -> str | None:
     """Return the owner as names are compared."""
     return None if task.current_owner is None else agent_key(task.current_owner)
-
-
-def words_of(task: Task) -> str:
-    """Return all that a query looks into."""
-    steps = (*task.completed_steps, *task.remaining_steps, *task.decisions, *task.dead_ends)
-    return folded("\n".join((task.title, task.goal, task.resume_prompt or "", *steps))).replace("\0", " ")
-
-
-def folded(text: str) -> str:
-    """Return text as it is searched: accents composed, case ignored also where it changes the letters."""
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def queue_of(status: str, owner_key: str | None, session_id: str | None, waits_for: int) -> str:

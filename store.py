@@ -22,12 +22,14 @@ from config import DEFAULT_AGENT_IDLE_SECONDS, HEALTH_SECONDS, ID_CHARACTERS, TA
 from database import Database, Row
 from dependencies import Dependencies
 from errors import Busy, Conflict, InvalidArguments, NotFound, StorageError, TooLarge
+from event_log import EventLog, Happening
 from lifecycle import agent_key
-from listing import Listing, TaskPage, claim_conditions, position
+from listing import Listing, TaskPage, claim_conditions
 from models import (
     ANYONE,
     Artifact,
     ArtifactType,
+    Change,
     Checkpoint,
     ClaimFilter,
     ClaimKind,
@@ -66,18 +68,6 @@ Rule = Callable[[Task, str], Task]  # a task as it is and the time -> the task a
 _ACKNOWLEDGED = ("task_id", "title", "status", "current_owner", "updated_at", "version")
 
 
-class Happening(NamedTuple):
-    """What a change is in the event log: `what` happened, by whom, and details worth keeping.
-
-    `concerns` names another agent that should hear of it.
-    """
-
-    what: str
-    agent: str | None
-    detail: JsonObject | None = None
-    concerns: str | None = None
-
-
 class Claim(NamedTuple):
     """A task that was claimed, how it came, and from whom, if from anybody.
 
@@ -90,14 +80,6 @@ class Claim(NamedTuple):
     notice: str | None
     former: Task
     former_session: str | None
-
-
-class Change(NamedTuple):
-    """One entry of the event log, as far as a listener is concerned."""
-
-    position: int
-    task_id: str
-    is_new: bool
 
 
 class Store:
@@ -130,6 +112,7 @@ class Store:
         self._listing = Listing(self._db, self._presence)
         self._dependencies = Dependencies(self._db)
         self._notices = Notices(self._db)
+        self._events = EventLog(self._db)
 
     def close(self) -> None:
         """Close the database; waits for the transaction in hand."""
@@ -267,7 +250,9 @@ class Store:
                 number = len(task.artifacts) + 1
                 task = _with_artifact(task, name, artifact_type, kept, agent, _timestamp())
                 detail = {"number": number, "name": name, "sha256": kept.sha256}
-                event_id = self._log(task, Happening("artifact", agent, detail))
+                event_id = self._events.append_in_transaction(
+                    task, Happening("artifact", agent, detail), loaded.last_event
+                )
                 self._update(task, loaded, event_id, loaded.session_id, call, made)
             self._follow(loaded, caller)
         return _acknowledgement(task, {"artifact": task.artifacts[number - 1].model_dump(), **made})
@@ -306,7 +291,9 @@ class Store:
             task = claim.former.model_copy(
                 update={"updated_at": _timestamp(), "version": claim.task.version + 1}
             )
-            event_id = self._log(task, Happening("returned", claim.task.current_owner))
+            event_id = self._events.append_in_transaction(
+                task, Happening("returned", claim.task.current_owner), loaded.last_event
+            )
             self._update(task, loaded, event_id, claim.former_session, f"returned:{event_id}", {})
 
     def is_claimable(self, agent: str, wanted: ClaimFilter) -> bool:
@@ -324,17 +311,20 @@ class Store:
         """Record that a session has ended in good order, and how `observe` finds its repositories."""
         if not self._presence.is_known(session_id):
             return
-        in_session = f"SELECT {COLUMNS} FROM tasks WHERE queue = ?"
+        in_session = f"SELECT {COLUMNS}, last_event FROM tasks WHERE queue = ?"
         queue = (session_queue(session_id),)
-        paths = {task_of(row).repo_path for row in self._db.fetch(in_session, queue)}
+        paths = {task_of(row[:-1]).repo_path for row in self._db.fetch(in_session, queue)}
         states = {path: observe(path) for path in paths}
         with self._db.transaction():
             self._presence.forget_in_transaction(session_id)
-            for task in map(task_of, self._db.execute(in_session, queue)):
+            for *row, last_event in self._db.execute(in_session, queue):
+                task = task_of(tuple(row)).model_copy(update={"updated_at": _timestamp()})
                 ended = Happening(
                     "session_ended", task.current_owner, {"repository": states.get(task.repo_path)}
                 )
-                self._log(task.model_copy(update={"updated_at": _timestamp()}), ended)
+                event_id = self._events.append_in_transaction(task, ended, last_event)
+                update = "UPDATE tasks SET last_event = ? WHERE task_id = ?"
+                self._db.execute(update, (event_id, task.task_id))
         self._presence.drop(session_id)
 
     # --- Reading --------------------------------------------------------------------------------------
@@ -419,23 +409,7 @@ class Store:
     def history(self, task_id: str, limit: int, cursor: str | None) -> tuple[list[JsonObject], str | None]:
         """Return a page of the task's events, newest first, and the next page's cursor; raises NotFound."""
         self._require(task_id)
-        before = 2**62 if cursor is None else position(cursor)
-        rows = self._db.fetch(
-            "SELECT at, what, agent, checkpoint, detail, event_id FROM events "
-            "WHERE task_id = ? AND event_id < ? ORDER BY event_id DESC LIMIT ?",
-            (task_id, before, limit + 1),
-        )
-        events = []
-        for at, what, agent, checkpoint, detail, _ in rows[:limit]:
-            event = {"at": at, "what": what, "agent": agent}
-            if checkpoint is not None:
-                event["checkpoint"] = checkpoint
-            if detail is not None and what != "updated":
-                event |= {name: value for name, value in json.loads(detail).items() if value is not None}
-            elif detail is not None:
-                event["fields"] = sorted(json.loads(detail)["before"])
-            events.append(event)
-        return events, str(rows[limit - 1][-1]) if len(rows) > limit else None
+        return self._events.page(task_id, limit, cursor)
 
     def read_artifact(self, task_id: str, number: int, offset: int, length: int) -> tuple[Artifact, bytes]:
         """Return artifact `number` of the task and up to `length` bytes of it from `offset`.
@@ -473,13 +447,11 @@ class Store:
 
     def last_position(self) -> int:
         """Return the position of the newest change in the event log."""
-        return int(self._db.fetch("SELECT coalesce(max(event_id), 0) FROM events")[0][0])
+        return self._events.last_position()
 
     def changes_since(self, position: int) -> list[Change]:
         """Return the changes after `position`, oldest first."""
-        statement = "SELECT event_id, task_id, what FROM events WHERE event_id > ? ORDER BY event_id"
-        rows = self._db.fetch(statement, (position,))
-        return [Change(event_id, task_id, what == "created") for event_id, task_id, what in rows]
+        return self._events.changes_since(position)
 
     def is_session_known(self, session_id: str) -> bool:
         """Return whether end_session would have anything to record."""
@@ -520,7 +492,9 @@ class Store:
                 happening = happening._replace(detail={"before": _replaced(before, task)})
             made = {} if saving is None or caller is None else self._save(before, task, caller.agent, saving)
             made |= self._heard(caller, task_id)  # before this call adds to the news itself
-            event_id = self._log(task, happening, made.get("checkpoint"))
+            event_id = self._events.append_in_transaction(
+                task, happening, loaded.last_event, made.get("checkpoint")
+            )
             session_id = self._session_for(loaded, task, caller)
             self._update(task, loaded, event_id, session_id, call, made)
         return _acknowledgement(task, made), True
@@ -535,13 +509,13 @@ class Store:
 
     def _load(self, task_id: str) -> _Loaded:
         row = self._one(
-            f"SELECT {COLUMNS}, changed, owner_session, waits_for, last_call, last_made "
+            f"SELECT {COLUMNS}, changed, last_event, owner_session, waits_for, last_call, last_made "
             "FROM tasks WHERE task_id = ?",
             task_id,
         )
         if row is None:
             raise _no_such_task(task_id)
-        return _Loaded(task_of(row[:-5]), *row[-5:])
+        return _Loaded(task_of(row[:-6]), *row[-6:])
 
     def _made_by(self, task_id: str, call: str) -> JsonObject:
         """Return what the latest change of a task answered beside the task, if that was this call."""
@@ -553,14 +527,14 @@ class Store:
         """Write a new task; `made` is kept for the same call again."""
         self._dependencies.require(task)
         waits_for = self._dependencies.unfinished(task.depends_on)
-        event_id = self._log(task, Happening("created", agent))
+        event_id = self._events.append_in_transaction(task, Happening("created", agent), None)
         values = (
-            *column_values(task), event_id, event_id, None, None, waits_for,
+            *column_values(task), event_id, event_id, event_id, None, None, waits_for,
             queue_of(task.status, None, None, waits_for), call, said, json.dumps(made),
         )  # fmt: skip
         self._db.execute(
-            f"INSERT INTO tasks ({COLUMNS}, born, changed, owner_key, owner_session, waits_for, queue, "
-            f"created_call, last_call, last_made) VALUES ({', '.join('?' * len(values))})",
+            f"INSERT INTO tasks ({COLUMNS}, born, changed, last_event, owner_key, owner_session, waits_for, "
+            f"queue, created_call, last_call, last_made) VALUES ({', '.join('?' * len(values))})",
             values,
         )
         self._dependencies.link(task)
@@ -583,11 +557,11 @@ class Store:
         owner_key = owner_key_of(task)
         self._db.execute(
             "UPDATE tasks SET (title, goal, status, current_owner, repo_path, body, priority, updated_at, "
-            "version, changed, owner_key, owner_session, waits_for, queue, last_call, last_made) "
-            "= (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE task_id = ?",
+            "version, changed, last_event, owner_key, owner_session, waits_for, queue, last_call, last_made) "
+            "= (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE task_id = ?",
             (
                 task.title, task.goal, task.status, task.current_owner, task.repo_path, body_of(task),
-                task.priority, task.updated_at, task.version, event_id, owner_key, session_id,
+                task.priority, task.updated_at, task.version, event_id, event_id, owner_key, session_id,
                 waits_for, queue_of(task.status, owner_key, session_id, waits_for), call,
                 json.dumps(made), task.task_id,
             ),
@@ -615,20 +589,6 @@ class Store:
         if warnings := lifecycle.step_warnings(before, task, saving.report):
             made["warnings"] = warnings
         return made
-
-    def _log(self, task: Task, happening: Happening, checkpoint: int | None = None) -> int:
-        """Append to the event log and return the event's number."""
-        event_id = self._next("event_id", "events")
-        concerns = None if happening.concerns is None else agent_key(happening.concerns)
-        self._db.execute(
-            "INSERT INTO events (event_id, task_id, version, at, what, agent, checkpoint, concerns, detail) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                event_id, task.task_id, task.version, task.updated_at, happening.what, happening.agent,
-                checkpoint, concerns, json_or_none(happening.detail),
-            ),
-        )  # fmt: skip
-        return event_id
 
     def _session_for(self, loaded: _Loaded, task: Task, caller: Caller | None) -> str | None:
         """Return the session that a changed task is worked on in."""
@@ -697,7 +657,7 @@ class Store:
         happening = Happening("claimed", agent, {"how": how, "from": sender})
         if how is ClaimKind.GONE:
             happening = Happening("takeover", agent, {"from": sender}, sender)
-        event_id = self._log(task, happening)
+        event_id = self._events.append_in_transaction(task, happening, loaded.last_event)
         self._update(task, loaded, event_id, session_id, f"claim:{event_id}", {})
         return task
 
@@ -759,6 +719,7 @@ _Fetch = Callable[[str, tuple[Any, ...]], list[Row]]
 class _Loaded(NamedTuple):
     task: Task
     changed: int
+    last_event: int
     session_id: str | None
     waits_for: int
     last_call: str

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable
 
 from config import WATCHED_URIS
+from models import Change
 from protocol import (
     META_SERVER,
     META_SUBSCRIPTION,
@@ -21,7 +22,7 @@ from protocol import (
     notification_message,
     result_message,
 )
-from store import Change, Store
+from store import Store
 from watch import Watch
 
 

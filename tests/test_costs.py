@@ -88,11 +88,11 @@ STATEMENTS: dict[str, tuple[dict[str, Any], int]] = {
     "get_task": ({"task_id": "t"}, 2),
     "list_tasks": ({}, 5),
     "create_task": ({"title": "New", "goal": "Goal"}, 9),
-    "update_task": ({"task_id": "t", "title": "New"}, 9),
-    "save_checkpoint": ({"task_id": "t", "agent": "alice", "completed_steps": ["one"]}, 14),
-    "handoff_task": ({"task_id": "t", "from_agent": "alice", "to_agent": "bob", "reason": "full"}, 11),
-    "mark_exhausted": ({"task_id": "t", "agent": "alice", "reason": "quota"}, 11),
-    "attach_artifact": ({"task_id": "t", "name": "n", "content": "c"}, 11),
+    "update_task": ({"task_id": "t", "title": "New"}, 10),
+    "save_checkpoint": ({"task_id": "t", "agent": "alice", "completed_steps": ["one"]}, 15),
+    "handoff_task": ({"task_id": "t", "from_agent": "alice", "to_agent": "bob", "reason": "full"}, 12),
+    "mark_exhausted": ({"task_id": "t", "agent": "alice", "reason": "quota"}, 12),
+    "attach_artifact": ({"task_id": "t", "name": "n", "content": "c"}, 12),
     "claim_task": ({"agent": "alice", "task_id": "t"}, 9),
 }
 

@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DirectClient, JsonObject, StdioClient, stdio
 
+import word_index
 from config import DEPENDENCIES, QUERY_CHARACTERS, TAG_CHARACTERS, TAGS
 from models import Progress, Status, Task
-from schema import COLUMNS, column_values, queue_of, words_of
+from schema import COLUMNS, column_values, queue_of
 from store import Store
+from word_index import words_of
 
 Client = DirectClient | StdioClient
 
@@ -298,8 +300,21 @@ def test_words_may_stand_in_different_fields(client: DirectClient) -> None:
     assert found(client, query="epsilon zeta") == ["t"]
 
 
-def test_the_past_is_not_found(client: DirectClient) -> None:
+def test_long_texts_do_not_wait_to_be_indexed(client: DirectClient) -> None:
+    """A query never has much to index for itself: with a long text, all that waits is indexed."""
+    create(client, "short", title="needle")
+    create(client, "long", title="needle", goal="hay " * 1000)
+    create(client, "later", title="needle")
+    with closing(sqlite3.connect(client.workplace.store.own_files()[0])) as connection:
+        [(indexed,)] = connection.execute("SELECT count(*) FROM task_words WHERE task_words MATCH 'needle'")
+    assert indexed == 2
+    assert found(client, query="needle") == ["later", "long", "short"]
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+def test_the_past_is_not_found(client: DirectClient, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """After an update the words that were replaced find nothing, and those that stayed find it once."""
+    monkeypatch.setattr(word_index, "WORDS_AT_ONCE", at_once)
     create(client, "t", title="first kept", remaining_steps=["alpha", "beta"])
     for number in range(5):
         update(client, "t", title=f"number{number} kept", remaining_steps=[f"step{number}"])
@@ -309,7 +324,8 @@ def test_the_past_is_not_found(client: DirectClient) -> None:
     assert found(client, query="number4 step4") == ["t"]
     with closing(sqlite3.connect(client.workplace.store.own_files()[0])) as connection:
         [(entries,)] = connection.execute("SELECT count(*) FROM task_words WHERE task_words MATCH 'kept'")
-    assert entries == 1, "what is no longer found takes no room either"
+        [(waiting,)] = connection.execute("SELECT count(*) FROM recent_words")
+    assert (entries, waiting) == {1: (1, 0), 4: (1, 2), 100: (0, 1)}[at_once], "the past takes no room either"
 
 
 @pytest.mark.parametrize(
@@ -447,15 +463,17 @@ def fill(path: str, count: int) -> None:
     queue = queue_of(Status.OPEN, None, None, 0)
     for number in range(1, count + 1):
         task = a_task(number)
-        rows.append((*column_values(task), number, number, None, None, 0, queue, "call", "call", "{}"))
+        rows.append(
+            (*column_values(task), number, number, number, None, None, 0, queue, "call", "call", "{}")
+        )
         events.append((number, task.task_id, 1, task.created_at, "created"))
         tags += [(task.task_id, tag, number) for tag in task.tags]
         words.append((number, words_of(task)))
     with closing(sqlite3.connect(path)) as connection, connection:
         marks = ", ".join("?" * len(rows[0]))
         connection.executemany(
-            f"INSERT INTO tasks ({COLUMNS}, born, changed, owner_key, owner_session, waits_for, queue, "
-            f"created_call, last_call, last_made) VALUES ({marks})",
+            f"INSERT INTO tasks ({COLUMNS}, born, changed, last_event, owner_key, owner_session, waits_for, "
+            f"queue, created_call, last_call, last_made) VALUES ({marks})",
             rows,
         )
         connection.executemany(

@@ -464,13 +464,27 @@ def lose_a_reference(state: Path) -> None:
     execute(state, "UPDATE events SET task_id = 'nobody' WHERE event_id = 1")
 
 
+def lose_recent_words(state: Path) -> None:
+    execute(
+        state, "DELETE FROM recent_words WHERE changed = (SELECT changed FROM tasks WHERE task_id = 't3')"
+    )
+
+
+def index_all(state: Path) -> None:
+    """Have the full-text index know all words, as after many more changes."""
+    execute(state, "INSERT INTO task_words (rowid, words) SELECT changed, words FROM recent_words")
+    execute(state, "DELETE FROM recent_words")
+
+
 def lose_words(state: Path) -> None:
+    index_all(state)
     execute(
         state, "DELETE FROM task_words_docsize WHERE id = (SELECT changed FROM tasks WHERE task_id = 't3')"
     )
 
 
 def spoil_words(state: Path) -> None:
+    index_all(state)
     execute(state, "UPDATE task_words_data SET block = zeroblob(20) WHERE id > 100")
 
 
@@ -500,6 +514,7 @@ def spoil_page_of(state: Path, table: str) -> None:
         (spoil_a_name, "task t2, artifact 2 (../?): no file has such a name", 1),
         (lose_a_row_of_an_index, "database: row 1 missing from index tasks_status", 1),
         (lose_a_reference, "database: row 1 of events refers to no row of tasks", 1),
+        (lose_recent_words, "task t3: the full-text index does not have it", None),
         (lose_words, "task t3: the full-text index does not have it", None),
         (spoil_words, "database: the full-text index is damaged", None),
         (spoil_a_page, "tasks.db: The database is damaged.", None),

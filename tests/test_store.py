@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from support import JsonObject, server_script, stdio
 import artifact_files
 import schema
 import store as store_module
+import word_index
 from database import Row
 from errors import (
     Conflict,
@@ -54,6 +55,7 @@ TABLES = (
     "events",
     "agents",
     "sessions",
+    "recent_words",
     "task_words_config",
     "task_words_data",
     "task_words_docsize",
@@ -160,6 +162,14 @@ def empty_store(tmp_path: Path) -> Iterator[Store]:
     store = open_store(tmp_path)
     yield store
     store.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _words_are_indexed_often() -> Iterator[None]:
+    """Have the full-text index told of changes so often that these tests see it happen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(word_index, "WORDS_AT_ONCE", 2)
+        yield
 
 
 @pytest.fixture
@@ -457,6 +467,9 @@ def assert_consistent(store: Store) -> None:
         assert [version for _, version in events] == sorted(version for _, version in events)
         [(born, changed, owner_key, session_id, waits_for, queue)] = rows(store, facts, task_id)
         assert (born, changed) == (changes[0][0], changes[-1][0])
+        chain = [number for number, _ in events]
+        assert [row[-1] for row in found["events"] if row[1] == task_id] == [None, *chain[:-1]]
+        assert rows(store, "SELECT last_event FROM tasks WHERE task_id = ?", task_id) == [(chain[-1],)]
         assert owner_key == schema.owner_key_of(task)
         is_worked_on = task.status is Status.IN_PROGRESS and owner_key is not None
         assert (session_id is not None) == is_worked_on
@@ -470,8 +483,68 @@ def assert_consistent(store: Store) -> None:
     assert pairs["task_tags"] == Counter(tagged)
     needs = ((task_id, needed) for task_id in tasks for needed in tasks[task_id].depends_on)
     assert pairs["dependencies"] == Counter(needs)
-    indexed = sorted(row[0] for row in found["task_words_docsize"])
-    assert indexed == sorted(row[0] for row in rows(store, "SELECT changed FROM tasks"))
+    assert_words_are_known(found, set(changed.values()))
+
+
+def assert_words_are_known(found: Dump, changed: set[int]) -> None:
+    """Check that each task is in the index or waits for it, and what is no task's is forgotten or waits."""
+    indexed = {row[0] for row in found["task_words_docsize"]}
+    added = {row[0] for row in found["recent_words"] if row[1]}
+    forgotten = {row[0] for row in found["recent_words"] if not row[1]}
+    assert forgotten <= indexed
+    assert indexed - forgotten | added == changed
+    assert not added or min(added) > max(indexed, default=0)
+
+
+# As schema version 2 has what version 3 has.
+BACK_TO_VERSION_2 = """
+    DROP TABLE recent_words;
+    CREATE INDEX events_task ON events (task_id, event_id);
+    ALTER TABLE events DROP COLUMN previous;
+    ALTER TABLE tasks DROP COLUMN last_event;
+    PRAGMA user_version = 2;
+"""
+
+
+@pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 35), reason="this SQLite cannot drop columns")
+def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
+    """What a server of schema version 2 has stored is all there, found and told as before."""
+    older = open_store(tmp_path)
+    for task_id in ("t", "u", "v"):
+        older.create_task(new_task(task_id, f"Title of {task_id}"))
+    for number, task_id in enumerate("tutu"):
+        older.save_checkpoint(task_id, A, Report(decisions=[f"decided {number}"]), str(number))
+    older.end_session(A.session_id or "", say_nothing)
+    older.update_task("v", {"title": "Other"}, None, "1")  # the tenth event: all words are indexed
+    before, histories = dump(older), [older.history(task_id, 50, None) for task_id in "tuv"]
+    assert not before["recent_words"]
+    older.close()
+    with closing(sqlite3.connect(tmp_path / "tasks.db")) as connection:
+        connection.executescript(BACK_TO_VERSION_2)
+    store = open_store(tmp_path)
+    assert dump(store) == before
+    assert_consistent(store)
+    assert [store.history(task_id, 50, None) for task_id in "tuv"] == histories
+    assert store.list_tasks(TaskFilter(query="decided"), 5, None)[1] == 2
+    store.save_checkpoint("t", A, Report(decisions=["further"]), "later")
+    assert [event["what"] for event in store.history("t", 2, None)[0]] == ["checkpoint", "session_ended"]
+    assert_consistent(store)
+    store.close()
+
+
+def test_a_history_is_read_page_by_page(store: Store) -> None:
+    """The pages hold each event once, newest first; a number that is no event of the task leads nowhere."""
+    store.create_task(new_task("u"))
+    for number in range(6):
+        for task_id in ("t", "u"):
+            store.update_task(task_id, {"title": f"Title {number}"}, None, str(number))
+    seen, cursor = store.history("t", 3, None)
+    while cursor is not None:
+        page, cursor = store.history("t", 3, cursor)
+        seen += page
+    assert seen == store.history("t", 50, None)[0]
+    assert len(seen) == 7
+    assert store.history("t", 3, "2") == store.history("t", 3, "999") == ([], None)
 
 
 # --- Ready, or waiting for others ---------------------------------------------------------------------
@@ -764,8 +837,9 @@ def test_a_file_is_durable_before_its_row(store: Store, monkeypatch: pytest.Monk
     hook(monkeypatch, store, lambda statement, values: steps.append(statement.split()[0]))
     attach(store)
     durable = ["fsync file", "rename", "fsync folder"]
-    loaded, logged, indexed = ["SELECT", "SELECT"], ["SELECT", "INSERT"], ["INSERT", "INSERT"]
-    assert steps == ["SELECT", *durable, "BEGIN", *loaded, *logged, "UPDATE", *indexed, "COMMIT"]
+    loaded, logged, indexed = ["SELECT", "SELECT"], ["SELECT", "INSERT"], ["SELECT", "DELETE", "INSERT"]
+    told = ["INSERT", "INSERT", "DELETE"]  # the full-text index, of all that has changed
+    assert steps == ["SELECT", *durable, "BEGIN", *loaded, *logged, "UPDATE", *indexed, *told, "COMMIT"]
 
 
 CRASHING_SERVER = """
@@ -1024,8 +1098,8 @@ def test_every_statement_uses_an_index(store: Store, statements: list[Statement]
 
 def is_quick(step: str, statement: str) -> bool:
     """Return whether a step of a query plan looks at no more rows than it must."""
-    if step.startswith("SCAN task_words"):  # a row number given from outside would be one query for each row
-        return "M1" in step and "=" not in step
+    if step.startswith("SCAN worded"):  # a row number given from outside would be one query for each row
+        return "M0" in step and "=" not in step
     if step.startswith("SCAN tasks"):
         is_all = re.search("WHERE 1 = 1( ORDER BY tasks.changed DESC LIMIT [?])?$|tasks LIMIT 1$", statement)
         return is_all is not None and "INDEX" in step
@@ -1036,6 +1110,9 @@ def is_quick(step: str, statement: str) -> bool:
 
 PARTS_OF_PLANS = {
     "SCAN sessions",
+    "SCAN recent_words",  # never many
+    "SCAN past",  # history: the same
+    "CO-ROUTINE past",
     "SCAN n",  # dependencies: one round of the recursion, and its result
     "SCAN needed",
     "CO-ROUTINE needed",
@@ -1045,11 +1122,15 @@ PARTS_OF_PLANS = {
 }
 
 
+LITERALS = {"'open'", "'in_progress'", "'delete'", "'delete-all'", "''", "'unicode61'"}
+
+
 def test_the_sql_is_plain(statements: list[Statement]) -> None:
     """No statement needs more than what PostgreSQL understands too, and none holds a caller's text."""
     made = [statement for migration in schema.MIGRATIONS for statement in migration]
     ran = [statement for statement, _ in statements]
-    plain = [one for one in (*made, *ran) if "task_words" not in one and one != "PRAGMA data_version"]
+    full_text = re.compile("task_words|recent_index|worded")
+    plain = [one for one in (*made, *ran) if not full_text.search(one) and one != "PRAGMA data_version"]
     assert len(plain) > 50
     special = (
         r"AUTOINCREMENT|ROWID|INSERT OR|REPLACE|IGNORE|json|->|GLOB|STRICT|IFNULL|datetime|==|`|\[|\"|PRAGMA"
@@ -1058,11 +1139,11 @@ def test_the_sql_is_plain(statements: list[Statement]) -> None:
     for statement in plain:
         assert not re.search(special, statement, re.IGNORECASE), statement
     for statement in ran:
-        assert set(re.findall("'[^']*'", statement)) <= {"'open'", "'in_progress'", "'delete'"}, statement
+        assert set(re.findall("'[^']*'", statement)) <= LITERALS, statement
 
 
 def test_what_is_history_is_never_written_again(statements: list[Statement]) -> None:
     """Events and checkpoints are only ever added."""
     written = {tuple(text.split()[:3]) for text, _ in statements if text.split()[0] in ("UPDATE", "DELETE")}
     tables = {table for _, first, second in written for table in (first, second) if table in TABLES}
-    assert tables == {"tasks", "sessions", "agents", "task_tags", "dependencies"}
+    assert tables == {"tasks", "sessions", "agents", "task_tags", "dependencies", "recent_words"}
