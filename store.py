@@ -140,7 +140,7 @@ class Store:
             if found is not None:
                 return _acknowledgement(found, self._made_by(task_id, said))
             now = _timestamp()
-            task = Task.model_construct(  # of what was validated with the arguments
+            task = Task(
                 **content, task_id=task_id, status=Status.OPEN, current_owner=None,
                 completed_steps=[], resume_prompt=None, test_results=[], decisions=[],
                 dead_ends=[], files=[], artifacts=[], handoffs=[],
