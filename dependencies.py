@@ -46,12 +46,15 @@ class Dependencies:
             )
 
     def link(self, task: Task) -> None:
-        """Write down a task's dependencies, in place of those it had."""
-        self._db.execute("DELETE FROM dependencies WHERE task_id = ?", (task.task_id,))
+        """Write down what a task depends on, which has no dependencies written down."""
         for needed in task.depends_on:
             self._db.execute(
                 "INSERT INTO dependencies (task_id, depends_on) VALUES (?, ?)", (task.task_id, needed)
             )
+
+    def unlink(self, task_id: str) -> None:
+        """Take away a task's dependencies."""
+        self._db.execute("DELETE FROM dependencies WHERE task_id = ?", (task_id,))
 
     def unfinished(self, task_ids: list[str]) -> int:
         """Return how many of these tasks are not done."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from database import Row
@@ -135,7 +136,9 @@ COLUMNS = (
     "task_id, title, goal, status, current_owner, repo_path, body, priority, created_at, updated_at, version"
 )
 _NAMES = tuple(COLUMNS.split(", "))
-_BEFORE_BODY = _NAMES[: _NAMES.index("body")]
+_BODY = _NAMES.index("body")
+_BEFORE_BODY = _NAMES[:_BODY]
+_before_body, _after_body = attrgetter(*_BEFORE_BODY), attrgetter(*_NAMES[_BODY + 1 :])
 _BODY_FIELDS = {*Progress.model_fields, "artifacts", "handoffs", "tags", "depends_on"}
 _NO_LATER_FIELDS = ',"tags":[],"depends_on":[]}'  # how such a body ends; in a string its quotes were escaped
 _encode: Callable[[Any], str] = json.JSONEncoder(
@@ -169,7 +172,7 @@ def text_of(row: Row, owner_state: str | None) -> str:
 
 def column_values(task: Task) -> Row:
     """Return the values of COLUMNS for a task."""
-    return tuple(body_of(task) if name == "body" else getattr(task, name) for name in _NAMES)
+    return (*_before_body(task), body_of(task), *_after_body(task))
 
 
 def body_of(task: Task) -> str:

@@ -552,6 +552,7 @@ class Store:
         before, waits_for = loaded.task, loaded.waits_for
         if task.depends_on != before.depends_on:
             self._dependencies.require(task)
+            self._dependencies.unlink(task.task_id)
             self._dependencies.link(task)
             waits_for = self._dependencies.unfinished(task.depends_on)
         owner_key = owner_key_of(task)

@@ -87,7 +87,7 @@ def client(tmp_path: Path) -> Iterator[DirectClient]:
 STATEMENTS: dict[str, tuple[dict[str, Any], int]] = {
     "get_task": ({"task_id": "t"}, 2),
     "list_tasks": ({}, 5),
-    "create_task": ({"title": "New", "goal": "Goal"}, 9),
+    "create_task": ({"title": "New", "goal": "Goal"}, 8),
     "update_task": ({"task_id": "t", "title": "New"}, 10),
     "save_checkpoint": ({"task_id": "t", "agent": "alice", "completed_steps": ["one"]}, 15),
     "handoff_task": ({"task_id": "t", "from_agent": "alice", "to_agent": "bob", "reason": "full"}, 12),

@@ -1069,6 +1069,7 @@ def statements(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Statement]
             store.update_task("t", {"status": Status.OPEN}, None, str(len(recorded)))
         store.update_task("t", {"status": Status.DONE}, None, "done")
         store.update_task("t", {"status": Status.OPEN}, None, "opened")
+        store.update_task("new", {"depends_on": []}, None, "freed")
         store.update_task("new", {"status": Status.IN_PROGRESS, "current_owner": "c"}, None, "assigned")
         for number, turn in enumerate(TURNS.values()):
             turn.act(store, turn.prepare(store))
