@@ -17,12 +17,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
 
 from config import BUSY_SECONDS, CLOSE_SECONDS
-from errors import Busy, StorageError, StoreBusy, StoreFailure, ToolError
+from errors import Alone, Busy, StorageError, StoreBusy, StoreFailure, ToolError
 from locks import WriterTurns, sync_left_file
 from log import say
 
@@ -31,6 +31,7 @@ Statement = tuple[str, Sequence[Any]]
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 2e-3  # seconds between two attempts to get a lock
+_GROUP_SECONDS = 0.1  # that those who are answered together wait for others, before they wait each alone
 _TRY_LATER = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -73,6 +74,7 @@ class Database:
         self._has_failed = False
         self._is_open = False
         self._errors_told = _ErrorsTold(self._tell)
+        self._groups: dict[int, _Group] = {}  # of transactions that are committed together, by thread
         with self._opening():
             self._connection = self._connect()
         try:
@@ -96,15 +98,42 @@ class Database:
             self._turns.close()
             self._writer.release()
 
-    @contextmanager
-    def transaction(self, is_recorded: Callable[[], bool] | None = None) -> Iterator[None]:
+    def transaction(self, is_recorded: Callable[[], bool] | None = None) -> AbstractContextManager[None]:
         """One write, all or nothing: committed when the block ends well, rolled back otherwise.
 
         `is_recorded` reads back, after a commit of unknown outcome, whether it took place. Raises Busy
         after BUSY_SECONDS, StorageError when the disk refuses, StoreFailure when nothing can be
-        promised any more.
+        promised any more, and Alone as together does.
         """
-        deadline = self._deadline()
+        group = self._own_group()
+        return self._transaction(self._deadline(), is_recorded) if group is None else group.part()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit all transactions of this thread inside the block as one, when the block ends.
+
+        One that raises is undone alone. Raises Alone when the others cannot be committed, too: nothing was
+        changed then, and what was read in the block may not be so.
+        """
+        group = self._groups[threading.get_ident()] = _Group(self)
+        try:
+            with group.whole():
+                yield
+        except ToolError as error:
+            raise Alone from error
+        finally:
+            del self._groups[threading.get_ident()]
+
+    def require_alone(self) -> None:
+        """Raise Alone inside a block of `together`: before what takes long, or tells others of a change."""
+        if self._own_group() is not None:
+            raise Alone
+
+    def _own_group(self) -> _Group | None:
+        return self._groups.get(threading.get_ident()) if self._groups else None
+
+    @contextmanager
+    def _transaction(self, deadline: float, is_recorded: Callable[[], bool] | None) -> Iterator[None]:
         turn = self._turns.turn(deadline)
         with self._errors_told, _Held(self._writer, deadline), turn as was_cut_short:
             if was_cut_short:
@@ -299,6 +328,8 @@ class Database:
 
     def _snapshot(self, statements: Sequence[Statement], deadline: float) -> list[list[Row]]:
         with _Held(self._lock, deadline):
+            if self._connection.in_transaction:  # this thread's own
+                return [self.execute(*statement) for statement in statements]
             self.execute("BEGIN")
             try:
                 return [self.execute(*statement) for statement in statements]
@@ -361,6 +392,53 @@ class _ErrorsTold:
             raise _busy() from None
         if isinstance(error, sqlite3.Error):
             self._tell(error)
+
+
+class _Group:
+    """The transactions of one thread that are committed together: parts of one, each with a savepoint."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._stack = ExitStack()
+        self._has_begun = False
+        self._is_lost = False  # SQLite has undone all of it, or it could not begin
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Commit what was begun when the block ends well; raises Alone if there is nothing left of it."""
+        with self._stack:
+            yield
+            if self._is_lost:
+                raise Alone
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Undo what the block does if it raises. The first one waits for its turn, but not for long."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._begin()
+        if self._is_lost:
+            raise Alone
+        with self._db._errors_told:
+            self._db.execute("SAVEPOINT part")
+            try:
+                yield
+            except BaseException:
+                self._is_lost = True  # for SQLite may have undone it all, as when the disk is full
+                if self._db._connection.in_transaction:
+                    self._db.execute("ROLLBACK TO part")
+                    self._is_lost = False
+                raise
+            finally:
+                if not self._is_lost:
+                    self._db.execute("RELEASE part")
+
+    def _begin(self) -> None:
+        deadline = time.monotonic() + _GROUP_SECONDS
+        try:
+            self._stack.enter_context(self._db._transaction(deadline, None))
+        except ToolError:  # each will find out for itself
+            self._is_lost = True
 
 
 class DatabaseCopy(Database):

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from config import BATCH_ANSWER_BYTES, BATCH_MESSAGES
 from eras import handshake_revision, has_envelope, is_stateless_claim, names_stateless, revision_of
-from errors import StoreBusy, StoreFailure
+from errors import Alone, StoreBusy, StoreFailure
 from log import say, say_exception
 from protocol import (
     SERVER_INFO,
@@ -104,6 +104,27 @@ class Dispatcher:
             return self._handle_batch(value, peer, handshake)
         return self._handle_value(value, peer, handshake, headers)
 
+    def handle_together(
+        self, messages: Sequence[tuple[bytes, Peer, McpHeaders | None]]
+    ) -> list[Reply | None]:
+        """Answer messages that came at the same time, with one commit; None for one to be answered alone.
+
+        Raises StoreFailure as handle does.
+        """
+        if self._methods is None:
+            return [None] * len(messages)
+        try:
+            with self._methods.store.together():
+                return [self._handle_in_group(*message) for message in messages]
+        except Alone:
+            return [None] * len(messages)
+
+    def _handle_in_group(self, raw: bytes, peer: Peer, headers: McpHeaders | None) -> Reply | None:
+        try:
+            return self.handle(raw, peer, headers)
+        except Alone:
+            return None
+
     def forget(self, peer: Peer) -> None:
         """Take note that a peer is gone."""
         peer.is_gone = True
@@ -127,6 +148,8 @@ class Dispatcher:
             return unreadable("A batch must not be empty")
         if len(values) > BATCH_MESSAGES:
             return unreadable(f"A batch may hold at most {BATCH_MESSAGES} messages")
+        if self._methods is not None:
+            self._methods.store.require_alone()
         replies: list[bytes] = []
         for value in values:
             room = BATCH_ANSWER_BYTES - sum(map(len, replies))
@@ -191,7 +214,7 @@ class Dispatcher:
             return self._opened().answer(call)
         except StoreBusy as error:
             raise InternalError("Other programs keep the database busy; try again") from error
-        except (RpcError, StoreFailure, ModuleNotFoundError):  # the last: pydantic is not installed
+        except (RpcError, Alone, StoreFailure, ModuleNotFoundError):  # the last: pydantic is not installed
             raise
         except Exception:
             say_exception()

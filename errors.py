@@ -76,6 +76,13 @@ class StorageError(ToolError):
     code = "storage_error"
 
 
+class Alone(Exception):
+    """A call that cannot be answered together with others: nothing of it was done, it is to be made alone.
+
+    Not a Refusal: whoever put the calls together makes this one again.
+    """
+
+
 class StoreFailure(Exception):
     """The store can no longer be trusted to keep what it acknowledges: the process must stop.
 

@@ -1,14 +1,16 @@
 """Sockets for HTTP: who may connect, what has arrived, what still has to leave. Knows no endpoint.
 
 Theory of operation. One thread at a time is the loop, and owns every socket: it accepts, reads, and closes.
-A request that has arrived whole it answers itself, since to hand it to another thread takes longer than
-most answers. An answer that takes longer than SLOW_SECONDS is left to its thread, and another thread becomes
-the loop: the lock `_looping` is held by whoever is the loop, and free while that one answers. Of such slow
-answers there are at most SLOW_ANSWERS at a time; other requests wait for those to end. So an idle connection,
-keep-alive or event stream, costs a file descriptor and some bytes, but no thread. What the loop and slow
-answers share of a connection is guarded by that connection's lock; only the loop closes sockets, so that no
-descriptor is used after it was given to somebody else. (This is the leader/followers pattern, but for the
-follower, which is made only once the leader has been too long about an answer.)
+Requests that have arrived whole it answers itself, since to hand one to another thread takes longer than most
+answers. Those that arrive in the same turn of the loop are answered together as far as they are quick, for
+the sake of one commit, and the others after them, one by one. What takes longer than SLOW_SECONDS is left to
+its thread, and another thread becomes the loop: the lock `_looping` is held by whoever is the loop, and free
+while that one answers. Of such slow answers there are at most SLOW_ANSWERS at a time; other requests wait for
+those to end. So an idle connection, keep-alive or event stream, costs a file descriptor and some bytes, but
+no thread. What the loop and slow answers share of a connection is guarded by that connection's lock; only the
+loop closes sockets, so that no descriptor is used after it was given to somebody else. (This is the
+leader/followers pattern, but for the follower, which is made only once the leader has been too long about an
+answer.)
 
     RECEIVING --request whole--> ANSWERING --answer--> SENDING --sent--> RECEIVING  (keep-alive)
                                                                --last--> LINGERING  (until it was read)
@@ -28,10 +30,11 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from config import (
     CONNECTIONS,
@@ -67,6 +70,7 @@ _LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for slow ans
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
+_ANSWERED_TOGETHER = 16
 _TURNED_AWAY = 32  # connections that may be told at one time that there are too many
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PING = b":\n\n"  # a comment, which every event stream parser ignores
@@ -123,6 +127,9 @@ class Application(Protocol):
     def respond(self, request: Request) -> Response | LateResponse | EventStream:
         """Answer a request; called by several threads at once. Raises StoreFailure to end the service."""
 
+    def respond_together(self, requests: Sequence[Request]) -> Sequence[Response | None]:
+        """Answer requests that came at the same time, as far as that is quick; None: to be answered alone."""
+
     def stopping(self) -> None:
         """Take note that the service ends: what is sent to streams now is the last."""
 
@@ -162,6 +169,13 @@ class Connection:
         self.deadline = time.monotonic() + IDLE_SECONDS
 
 
+class _Asked(NamedTuple):
+    """A request that is to be answered."""
+
+    connection: Connection
+    request: Request
+
+
 class _Relieved(BaseException):
     """Another thread has become the loop: this one must leave everything as it is."""
 
@@ -182,9 +196,10 @@ class HttpService:
         self._is_lively = False  # requests came not long ago
         self._crowd = threading.Lock()  # guards the next two
         self._slow = 0  # answers that hold a thread which is not the loop, or may come to
-        self._waiting: deque[tuple[Connection, Request]] = deque()  # for one of those to end
+        self._waiting: deque[_Asked] = deque()  # for one of those to end
         self._most_connections = _allowed_connections()
         self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
+        self._arrived: deque[_Asked] = deque()  # to be answered by the loop
         self._wake_end, self._woken_end = socket.socketpair()
         self._watcher_woken, self._watcher_wake = os.pipe()  # for the thread that watches the loop
         self._failure: StoreFailure | None = None
@@ -255,8 +270,8 @@ class HttpService:
                 except RuntimeError:  # no more threads are to be had: the loop must finish its answer
                     self._looping.release()
 
-    def _answer_as_loop(self, connection: Connection, request: Request) -> None:
-        """Answer a request; raises _Relieved if another thread has become the loop meanwhile."""
+    def _answer_as_loop(self, answer: Callable[[], None]) -> None:
+        """Call `answer`; raises _Relieved if another thread has become the loop meanwhile."""
         self._last_request = self._answering_since = time.monotonic()
         if not self._is_lively:
             self._is_lively = True
@@ -264,7 +279,7 @@ class HttpService:
         with self._crowd:
             self._slow += 1
         self._looping.release()  # from here on another thread may become the loop
-        self._answer_request(connection, request)
+        answer()
         if not self._looping.acquire(blocking=False):
             raise _Relieved
         self._answering_since = None
@@ -285,7 +300,7 @@ class HttpService:
 
     def _turn(self, seconds: float) -> None:
         # The loop before may have been relieved after it was woken and before it made the calls.
-        for key, events in self._selector.select(0 if self._calls else seconds):
+        for key, events in self._selector.select(0 if self._calls or self._arrived else seconds):
             if isinstance(key.data, Connection):
                 if events & selectors.EVENT_WRITE:
                     self._flush(key.data)
@@ -296,7 +311,11 @@ class HttpService:
             else:
                 _empty(self._woken_end)
         for _ in range(len(self._calls)):  # those that these bring forth wait until others had their turn
-            self._calls.popleft()()
+            if self._calls:  # another thread may have been the loop for a while
+                self._calls.popleft()()
+        if self._arrived:
+            together = [self._arrived.popleft() for _ in range(min(len(self._arrived), _ANSWERED_TOGETHER))]
+            self._answer_as_loop(lambda: self._answer_together(together))
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
@@ -375,28 +394,30 @@ class HttpService:
             return
         body = bytes(connection.inbox[: head.content_length])
         del connection.inbox[: head.content_length]
-        is_urgent = self._application.is_urgent(head)
-        is_crowded = self._slow >= SLOW_ANSWERS + is_urgent  # there is a place for one of those
-        if is_crowded and len(self._waiting) >= QUEUED_REQUESTS:
-            self._refuse(connection, overloaded_response())
-            return
         connection.head = None
         connection.state = State.ANSWERING
         connection.is_last = not head.keep_alive
         connection.deadline = float("inf")
-        request = Request(head, body)
-        if self._is_stopping:  # nobody would relieve this thread
-            threading.Thread(target=self._answer_request, args=(connection, request), daemon=True).start()
-        elif not is_crowded or not self._has_queued(connection, request, is_urgent):
-            self._answer_as_loop(connection, request)
+        self._take_up(_Asked(connection, Request(head, body)), self._arrived.append)
 
-    def _has_queued(self, connection: Connection, request: Request, is_urgent: bool) -> bool:
+    def _take_up(self, asked: _Asked, answer: Callable[[_Asked], None]) -> None:
+        """Have `answer` see to a request, unless there are too many slow answers for it."""
+        is_urgent = self._application.is_urgent(asked.request.head)
+        is_crowded = self._slow >= SLOW_ANSWERS + is_urgent  # there is a place for one of those
+        if self._is_stopping:  # nobody would relieve this thread
+            threading.Thread(target=self._answer_request, args=asked, daemon=True).start()
+        elif is_crowded and len(self._waiting) >= QUEUED_REQUESTS:
+            self._refuse(asked.connection, overloaded_response())
+        elif not is_crowded or not self._has_queued(asked, is_urgent):
+            answer(asked)
+
+    def _has_queued(self, asked: _Asked, is_urgent: bool) -> bool:
         """Leave a request to the slow answers; False if there is none left that would see to it."""
         with self._crowd:
             if self._slow == 0:
                 return False
             enqueue = self._waiting.appendleft if is_urgent else self._waiting.append
-            enqueue((connection, request))
+            enqueue(asked)
             return True
 
     def _take_head(self, connection: Connection) -> bool:
@@ -564,17 +585,47 @@ class HttpService:
 
     # --- Answers, and what any thread may call --------------------------------------------------------
 
+    def _answer_together(self, together: list[_Asked]) -> None:
+        """Answer requests, and leave those to the loop that are to be answered alone."""
+        if len(together) == 1:
+            self._answer_request(*together[0])
+            return
+        answers: Sequence[Response | None] = [None] * len(together)
+        try:
+            answers = self._application.respond_together([request for _, request in together])
+        except StoreFailure as failure:
+            self._end_by(failure)
+            return
+        except Exception:
+            say_exception()
+        for asked, answer in zip(together, answers, strict=True):
+            if answer is not None:
+                self._deliver(*asked, answer)
+            else:
+                self._call(partial(self._take_up, asked, self._answer_alone))
+
+    def _answer_alone(self, asked: _Asked) -> None:
+        self._answer_as_loop(partial(self._answer_request, *asked))
+
     def _answer_request(self, connection: Connection, request: Request) -> None:
         answer: Response | LateResponse | EventStream
         try:
             answer = self._application.respond(request)
         except StoreFailure as failure:
-            self._failure = self._failure or failure  # the first says why, the others only that
-            self.stop()
+            self._end_by(failure)
             return
         except Exception:
             say_exception()
             answer = error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more")
+        self._deliver(connection, request, answer)
+
+    def _end_by(self, failure: StoreFailure) -> None:
+        self._failure = self._failure or failure  # the first says why, the others only that
+        self.stop()
+
+    def _deliver(
+        self, connection: Connection, request: Request, answer: Response | LateResponse | EventStream
+    ) -> None:
         try:
             if isinstance(answer, Response):
                 self._answer(connection, request.head, answer)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -25,7 +25,7 @@ from config import STREAMS, ConfigError
 from http_message import Head, Request, Response
 from http_sockets import EventStream, LateResponse, error_response, overloaded_response
 from origins import Origin, host_name, parse_origin
-from protocol import McpHeaders, MessageHandler, Peer
+from protocol import McpHeaders, MessageHandler, Peer, Reply
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _METHODS = {"/health": "GET", "/sse": "GET", "/message": "POST", "/mcp": "POST"}
@@ -202,6 +202,21 @@ class HttpTransport:
             return self._open_session()
         return self._take_message(request)
 
+    def respond_together(self, requests: Sequence[Request]) -> list[Response | None]:
+        """Answer the messages to /mcp among requests that came at the same time, as far as that is quick.
+
+        None stands for a request that is to be answered alone.
+        """
+        ours = [number for number, request in enumerate(requests) if request.head.path == "/mcp"]
+        messages = [
+            (requests[number].body, Listening(self._end).peer, _mcp_headers(requests[number].head))
+            for number in ours
+        ]
+        answers: list[Response | None] = [None] * len(requests)
+        for number, reply in zip(ours, self._handler.handle_together(messages), strict=True):
+            answers[number] = None if reply is None else _response(reply)
+        return answers
+
     def _health(self) -> Response:
         if self._is_healthy():
             return Response(HTTPStatus.OK, b'{"status": "ok"}')
@@ -243,17 +258,13 @@ class HttpTransport:
 
     def _streamable(self, request: Request) -> Response | LateResponse | EventStream:
         """Answer a message in the response itself (MCP, transports, Streamable HTTP)."""
-        headers = request.head.headers
-        mcp_headers = McpHeaders(*(tuple(headers.get(name, ())) for name in _MCP_HEADERS))
         listening = Listening(self._end)
-        reply = self._handler.handle(request.body, listening.peer, mcp_headers)
+        reply = self._handler.handle(request.body, listening.peer, _mcp_headers(request.head))
         if reply.is_stream:
             return self._open_stream(listening)
         if reply.is_late:
             return listening.as_late_response()
-        if not reply.body:
-            return Response(HTTPStatus.ACCEPTED)
-        return Response(HTTPStatus(reply.status), reply.body)
+        return _response(reply)
 
     def _open_stream(self, listening: Listening) -> Response | LateResponse | EventStream:
         with self._lock:
@@ -271,6 +282,16 @@ class HttpTransport:
     def stopping(self) -> None:
         """Tell everybody who listens that the service ends."""
         self._handler.close()
+
+
+def _mcp_headers(head: Head) -> McpHeaders:
+    return McpHeaders(*(tuple(head.headers.get(name, ())) for name in _MCP_HEADERS))
+
+
+def _response(reply: Reply) -> Response:
+    if not reply.body:
+        return Response(HTTPStatus.ACCEPTED)
+    return Response(HTTPStatus(reply.status), reply.body)
 
 
 def _misdirected(head: Head) -> Response | None:

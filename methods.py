@@ -46,6 +46,8 @@ class TaskMethods:
     def answer(self, call: Call) -> Reply:
         """Run a call's method; raises RpcError for a refusal, StoreFailure when the process must stop."""
         method = call.request.method
+        if not _is_quick(call):
+            self.store.require_alone()
         run = (_STATELESS_METHODS if call.revision.is_stateless else _HANDSHAKE_METHODS).get(method)
         if run is None:
             raise MethodNotFound(f"Method not found: {method[:100]}")
@@ -162,6 +164,11 @@ class TaskMethods:
 
     def _complete(self, call: Call) -> JsonObject:
         return prompts.complete(self.store, call.params)
+
+
+def _is_quick(call: Call) -> bool:
+    name = call.params.get("name") if call.request.method == "tools/call" else None
+    return isinstance(name, str) and name in tools.TOOLS and tools.TOOLS[name].quick
 
 
 def _watched(call: Call) -> str:

@@ -8,7 +8,7 @@ the rows of one table, and their dates stand nowhere else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 from config import JSON_DEPTH, SERVER_NAME, SERVER_TITLE, SERVER_VERSION
@@ -303,6 +303,14 @@ class MessageHandler(Protocol):
 
     def handle(self, raw: bytes, peer: Peer, headers: McpHeaders | None = None) -> Reply:
         """Answer one message; `headers` come with requests to /mcp only."""
+
+    def handle_together(
+        self, messages: Sequence[tuple[bytes, Peer, McpHeaders | None]]
+    ) -> list[Reply | None]:
+        """Answer messages that came at the same time, with one commit; None for one to be answered alone.
+
+        Nothing is done for that one yet, and no reply may go out before all are there.
+        """
 
     def forget(self, peer: Peer) -> None:
         """Take note that a peer is gone."""

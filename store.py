@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import lifecycle
@@ -122,6 +123,18 @@ class Store:
     def own_files(self) -> list[str]:
         """Return the paths of the database and the files beside it, which nobody else may open."""
         return [self._path + suffix for suffix in ("", "-journal", "-wal", "-shm", ".lock")]
+
+    def together(self) -> AbstractContextManager[None]:
+        """Commit all that this thread changes inside the block at once, when it ends.
+
+        Nothing may be acknowledged before. Raises Alone when nothing was changed: each call is then to be
+        made again, alone; also when one is of a kind that must be.
+        """
+        return self._db.together()
+
+    def require_alone(self) -> None:
+        """Raise Alone inside of `together`: before what takes long, or tells others of a change."""
+        self._db.require_alone()
 
     # --- Writing --------------------------------------------------------------------------------------
 

@@ -126,7 +126,11 @@ Run = Callable[[Any, Workplace], Answer]
 
 
 class Tool(NamedTuple):
-    """A tool as it is listed and called; `run` takes the validated arguments."""
+    """A tool as it is listed and called; `run` takes the validated arguments.
+
+    Calls of `quick` tools may be answered together, with one commit: they take no longer than their
+    statements, or say so, and touch nothing but the database.
+    """
 
     name: str
     title: str
@@ -135,23 +139,28 @@ class Tool(NamedTuple):
     run: Run
     read_only: bool
     repeatable: bool
+    quick: bool
 
 
 TOOLS: dict[str, Tool] = {}
 
 
 def tool(
-    arguments: type[Arguments], title: str, read_only: bool = False, repeatable: bool = True
+    arguments: type[Arguments],
+    title: str,
+    read_only: bool = False,
+    repeatable: bool = True,
+    quick: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function under its name; its docstring is the description that a model reads.
 
-    `repeatable` says that the same call again changes nothing more.
+    `repeatable` says that the same call again changes nothing more; `quick` as in Tool.
     """
 
     def register(run: Run) -> Run:
         description = " ".join((run.__doc__ or "").split())
         name = run.__name__
-        TOOLS[name] = Tool(name, title, description, arguments, run, read_only, repeatable)
+        TOOLS[name] = Tool(name, title, description, arguments, run, read_only, repeatable, quick)
         return run
 
     return register
@@ -172,7 +181,7 @@ class CreateTask(Arguments):
     agent: AgentName | None = None
 
 
-@tool(CreateTask, "Create a task")
+@tool(CreateTask, "Create a task", quick=True)
 def create_task(arguments: CreateTask, workplace: Workplace) -> JsonObject:
     """Put work on record before you start it, so that any agent can continue it."""
     return workplace.store.create_task(
@@ -206,7 +215,7 @@ class GetTask(Arguments):
 _VIEWS = {"artifact": ("offset",), "checkpoint": (), "resume": ("max_chars",), "history": ("cursor",), "": ()}
 
 
-@tool(GetTask, "Read a task", read_only=True)
+@tool(GetTask, "Read a task", read_only=True, quick=True)
 def get_task(arguments: GetTask, workplace: Workplace) -> JsonObject | str:
     """Read a whole task, or one view of it, before you work on it."""
     store, task_id = workplace.store, arguments.task_id
@@ -247,7 +256,7 @@ class SaveCheckpoint(CheckpointArguments):
     agent: AgentName
 
 
-@tool(SaveCheckpoint, "Save a checkpoint")
+@tool(SaveCheckpoint, "Save a checkpoint", quick=True)
 def save_checkpoint(arguments: SaveCheckpoint, workplace: Workplace) -> JsonObject:
     """Save progress after each step. Takes an unowned task over. Fields left out stay as they are."""
     return workplace.store.save_checkpoint(
@@ -375,7 +384,7 @@ class UpdateTask(ReportArguments):
     expected_version: Count | None = Field(None, description="Else conflict")
 
 
-@tool(UpdateTask, "Update a task")
+@tool(UpdateTask, "Update a task", quick=True)
 def update_task(arguments: UpdateTask, workplace: Workplace) -> JsonObject:
     """Finish a task (status done), reopen or correct it. Replaces the fields given."""
     report = arguments.report()
@@ -402,6 +411,8 @@ def task_brief(store: Store, task_id: str, max_chars: int = BRIEF_CHARACTERS) ->
 
 def _brief(store: Store, task: Task, owner_state: OwnerState | None, max_chars: int) -> JsonObject:
     author, written_at, then = store.last_checkpoint_facts(task.task_id)
+    if task.repo_path is not None:
+        store.require_alone()  # git takes its time
     background = Background(owner_state, author, written_at, drift(task.repo_path, then))
     return resume_brief(task, background, max_chars, time.time())
 
@@ -460,7 +471,10 @@ def _claimed(store: Store, claim: Claim) -> JsonObject:
 
 def _work_tree(store: Store, task_id: str) -> JsonObject | None:
     """Return the state of the task's work tree, to be kept with a checkpoint."""
-    return observe(store.repo_path(task_id))
+    path = store.repo_path(task_id)
+    if path is not None:
+        store.require_alone()  # git takes its time
+    return observe(path)
 
 
 def _view(arguments: GetTask) -> str:

@@ -564,7 +564,9 @@ def broken_tool(fault: Exception) -> Tool:
     def run(arguments: Any, workplace: Workplace) -> JsonObject:
         raise fault
 
-    return Tool("broken", "Broken", "Breaks.", tools.ListTasks, run, read_only=True, repeatable=True)
+    return Tool(
+        "broken", "Broken", "Breaks.", tools.ListTasks, run, read_only=True, repeatable=True, quick=True
+    )
 
 
 def test_a_bug_does_not_leak(

@@ -1053,7 +1053,7 @@ READS: dict[str, list[Call]] = {
     "changes_since": [lambda store: store.changes_since(1)],
     "check": [lambda store: store.check()],
 }
-WITHOUT_SQL = {"close", "own_files", "is_session_known"}
+WITHOUT_SQL = {"close", "own_files", "is_session_known", "together", "require_alone"}
 
 
 @pytest.fixture

@@ -1,0 +1,342 @@
+"""Calls that arrive at the same time: answered together, with one commit, each as if it had come alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PATIENCE, HttpServer, JsonObject, request, turn_taken
+
+from database import Row
+from errors import Alone, Conflict, NotFound, StorageError
+from models import NewTask, TaskFilter
+from store import Store
+
+# --- The store ------------------------------------------------------------------------------------------
+
+
+def new_task(task_id: str, title: str = "Title") -> NewTask:
+    return NewTask(task_id=task_id, title=title, goal="Goal", repo_path=None, remaining_steps=[])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Return a store with the task `t`."""
+    (tmp_path / "artifacts").mkdir()
+    store = Store(str(tmp_path / "tasks.db"), str(tmp_path / "artifacts"))
+    store.create_task(new_task("t"))
+    yield store
+    store.close()
+
+
+def task_ids(store: Store) -> list[str]:
+    return sorted(task["task_id"] for task in store.recent_tasks(50, None).tasks)
+
+
+def commits(folder: Path) -> int:
+    """Return how often the database was changed, as its header counts it."""
+    with (folder / "tasks.db").open("rb") as file:
+        return int.from_bytes(file.read(28)[24:], "big")
+
+
+def replace_statement(
+    patch: pytest.MonkeyPatch, store: Store, start: str, replacement: Callable[[], None]
+) -> None:
+    """Have `replacement` run in place of the statements that begin with `start`."""
+    execute = store._db.execute
+
+    def hooked(statement: str, values: Sequence[Any] = ()) -> list[Row]:
+        if statement.startswith(start):
+            replacement()
+        return execute(statement, values)
+
+    patch.setattr(store._db, "execute", hooked)
+
+
+def do_together(store: Store, *changes: Callable[[], object]) -> None:
+    with store.together():
+        for change in changes:
+            change()
+
+
+def full_disk() -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
+def test_changes_made_together_are_committed_once(store: Store, tmp_path: Path) -> None:
+    """However many changes a group makes, there is one commit, and before it nobody else sees any of them."""
+    before = commits(tmp_path)
+    with store.together():
+        for number in range(5):
+            store.create_task(new_task(f"new{number}"))
+            assert store.get_task(f"new{number}").version == 1
+        assert store.list_tasks(TaskFilter(), 10, None)[1] == 6
+        assert commits(tmp_path) == before
+        with sqlite3.connect(tmp_path / "tasks.db") as other:
+            assert other.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+    assert commits(tmp_path) == before + 1
+    assert task_ids(store) == ["new0", "new1", "new2", "new3", "new4", "t"]
+
+
+def test_a_group_that_only_reads_commits_nothing(store: Store, tmp_path: Path) -> None:
+    """Reads in a group take no turn and write nothing."""
+    before = commits(tmp_path)
+    with turn_taken(tmp_path), store.together():
+        assert store.get_task("t").title == "Title"
+        with pytest.raises(NotFound):
+            store.get_task("nobody")
+    assert commits(tmp_path) == before
+
+
+def test_a_change_that_is_refused_is_undone_alone(store: Store) -> None:
+    """A refusal in a group leaves the changes before it and after it."""
+    with store.together():
+        store.create_task(new_task("before"))
+        with pytest.raises(Conflict):
+            store.create_task(new_task("t", "Another title"))
+        store.create_task(new_task("after"))
+    assert task_ids(store) == ["after", "before", "t"]
+    assert store.get_task("t").title == "Title"
+
+
+def test_what_fails_half_way_is_undone_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full in the middle of one change leaves nothing of that one, and all of the others."""
+    with store.together():
+        store.create_task(new_task("before"))
+        with monkeypatch.context() as patch:
+            replace_statement(patch, store, "INSERT INTO recent_words", full_disk)
+            with pytest.raises(StorageError):
+                store.create_task(new_task("half"))
+        store.create_task(new_task("after"))
+    assert task_ids(store) == ["after", "before", "t"]
+    history, _ = store.history("after", 5, None)
+    assert [event["what"] for event in history] == ["created"]
+
+
+@pytest.mark.parametrize("start", ["INSERT INTO recent_words", "ROLLBACK TO"])
+def test_a_group_that_is_lost_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """Where SQLite has undone everything, or cannot undo one part, the others are told to come alone."""
+
+    def undo_all() -> None:
+        store._db._connection.execute("ROLLBACK")
+        full_disk()
+
+    def change() -> None:
+        store.create_task(new_task("before"))
+        with monkeypatch.context() as patch:
+            replace_statement(patch, store, "INSERT INTO recent_words", full_disk)
+            replace_statement(patch, store, start, undo_all)
+            with pytest.raises(StorageError):
+                store.create_task(new_task("half"))
+        with pytest.raises(Alone):
+            store.create_task(new_task("after"))
+
+    with pytest.raises(Alone):
+        do_together(store, change)
+    assert task_ids(store) == ["t"]
+    store.create_task(new_task("alone"))
+    assert task_ids(store) == ["alone", "t"]
+
+
+def test_a_commit_that_fails_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the one commit fails, none of the changes is there, and each may be made again alone."""
+    with monkeypatch.context() as patch:
+        replace_statement(patch, store, "COMMIT", full_disk)
+        with pytest.raises(Alone):
+            do_together(store, *(partial(store.create_task, new_task(task_id)) for task_id in ("one", "two")))
+    assert task_ids(store) == ["t"]
+    store.create_task(new_task("one"))
+    assert task_ids(store) == ["one", "t"]
+
+
+def test_an_error_of_ours_undoes_the_group(store: Store) -> None:
+    """What leaves the block by any other exception is not committed."""
+    with pytest.raises(ZeroDivisionError):
+        do_together(store, partial(store.create_task, new_task("one")), lambda: 1 // 0)
+    assert task_ids(store) == ["t"]
+
+
+def test_a_group_does_not_wait_long_for_its_turn(store: Store, tmp_path: Path) -> None:
+    """While another process writes, the calls of a group are soon told to wait each alone."""
+
+    def refused() -> None:
+        with pytest.raises(Alone):
+            store.create_task(new_task("new"))
+
+    started = time.monotonic()
+    with turn_taken(tmp_path), pytest.raises(Alone):
+        do_together(store, *[refused] * 20)
+    assert time.monotonic() - started < PATIENCE / 20
+    assert task_ids(store) == ["t"]
+
+
+def test_a_group_is_its_threads_own(store: Store) -> None:
+    """Another thread neither joins a group nor sees it before it is committed."""
+    seen: list[list[str]] = []
+    other = threading.Thread(target=lambda: seen.append(task_ids(store)))
+    with store.together():
+        store.create_task(new_task("one"))
+        other.start()
+        with pytest.raises(Alone):
+            store.require_alone()
+        assert seen == []
+    other.join()
+    store.require_alone()
+    assert seen == [["one", "t"]]
+
+
+# --- The service ----------------------------------------------------------------------------------------
+
+
+def posted(message: Any) -> bytes:
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
+    head = (
+        "POST /mcp HTTP/1.1", "Host: localhost", "MCP-Protocol-Version: 2025-03-26",
+        "Content-Type: application/json", f"Content-Length: {len(body)}",
+    )  # fmt: skip
+    return "\r\n".join((*head, "", "")).encode() + body
+
+
+def called(tool: str, request_id: int = 1, **arguments: Any) -> JsonObject:
+    return request("tools/call", {"name": tool, "arguments": arguments}, request_id)
+
+
+def answers_to(server: HttpServer, *messages: Any) -> list[Any]:
+    """Have messages arrive in the same moment, each on its own connection; return the answers in order."""
+    with ExitStack() as ends:
+        clients = [
+            ends.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+            for _ in messages
+        ]
+        for client in clients:  # the service has accepted all of them
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            read_body(client)
+        server.process.send_signal(signal.SIGSTOP)
+        for client, message in zip(clients, messages, strict=True):
+            client.sendall(posted(message))
+        server.process.send_signal(signal.SIGCONT)
+        return [read_body(client) for client in clients]
+
+
+def read_body(client: socket.socket) -> Any:
+    response = HTTPResponse(client)
+    response.begin()
+    body = response.read()
+    return json.loads(body) if body else None
+
+
+def told(answer: JsonObject) -> JsonObject:
+    """Return what a tool answered."""
+    found: JsonObject = json.loads(answer["result"]["content"][0]["text"])
+    return found
+
+
+def test_calls_at_the_same_time_share_a_commit(tmp_path: Path) -> None:
+    """Twelve clients that write in the same moment are all answered after one commit."""
+    with HttpServer(tmp_path) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        before = commits(tmp_path)
+        creates = [
+            called("create_task", number, task_id=f"new{number}", title="T", goal="G") for number in range(12)
+        ]
+        answers = answers_to(server, *creates)
+        assert commits(tmp_path) == before + 1
+        assert [answer["id"] for answer in answers] == list(range(12))
+        assert [told(answer)["task_id"] for answer in answers] == [f"new{number}" for number in range(12)]
+        _, found = server.post(called("list_tasks"))
+        assert told(found)["total"] == 13
+
+
+def test_calls_of_all_kinds_at_the_same_time(tmp_path: Path) -> None:
+    """Reads, refusals, slow tools, batches and nonsense are each answered as if they came alone."""
+    with HttpServer(tmp_path) as server:
+        for task_id in ("t", "u", "v"):
+            server.post(called("create_task", task_id=task_id, title="Title", goal="Goal"))
+        server.post(called("create_task", task_id="r", title="Title", goal="Goal", repo_path=str(tmp_path)))
+        batch = [
+            called("create_task", 1, task_id="b", title="T", goal="G"),
+            called("get_task", 2, task_id="b"),
+        ]
+        answers = answers_to(
+            server,
+            called("create_task", task_id="new", title="T", goal="G"),
+            called("create_task", task_id="t", title="Other", goal="G"),
+            called("save_checkpoint", task_id="u", agent="a", decisions=["one"]),
+            called("save_checkpoint", task_id="r", agent="a", decisions=["two"]),
+            called("handoff_task", task_id="v", from_agent="a", to_agent="b", reason="tired"),
+            called("get_task", task_id="t"),
+            called("get_task", task_id="r", view="resume"),
+            called("get_task", task_id="nobody"),
+            called("list_tasks"),
+            called("no_such_tool"),
+            request("ping"),
+            {"jsonrpc": "2.0", "method": "notifications/initialized"},
+            b"{",
+            batch,
+        )
+        created, conflict, saved, saved_too, handed, read, resumed, missing, listed, *others = answers
+        assert told(created)["task_id"] == "new"
+        assert told(conflict)["error"]["code"] == "conflict"
+        assert [told(saved)["checkpoint"], told(saved_too)["checkpoint"]] == [1, 1]
+        assert told(handed)["status"] == "handoff_ready"
+        assert told(read)["title"] == "Title"
+        assert told(resumed)["task_id"] == "r"
+        assert told(missing)["error"]["code"] == "not_found"
+        assert told(listed)["total"] in (4, 5, 6)
+        unknown, pong, nothing, nonsense, batched = others
+        assert unknown["error"]["code"] == -32602
+        assert pong["result"] == {}
+        assert nothing is None
+        assert nonsense["error"]["code"] == -32700
+        assert [told(answer)["task_id"] for answer in batched] == ["b", "b"]
+
+
+def test_a_crowd_of_writers_is_answered_group_by_group(tmp_path: Path) -> None:
+    """More clients than are answered together all get their answers, after a few commits."""
+    with HttpServer(tmp_path) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        before = commits(tmp_path)
+        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(100)]
+        assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 100
+        assert commits(tmp_path) - before <= 20
+
+
+def test_one_of_two_that_want_the_same_is_refused(tmp_path: Path) -> None:
+    """Within a group the first of two agents gets an open task, and the other hears who has it."""
+    with HttpServer(tmp_path) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        answers = answers_to(
+            server, *(called("save_checkpoint", task_id="t", agent=agent) for agent in ("ann", "bob"))
+        )
+        codes = [told(answer).get("error", {}).get("code") for answer in answers]
+        assert sorted(codes, key=str) == [None, "not_owner"]
+        _, found = server.post(called("get_task", task_id="t"))
+        assert told(found)["current_owner"] == ("ann" if codes[0] is None else "bob")
+
+
+def test_a_group_that_meets_a_writer_is_answered_all_the_same(tmp_path: Path) -> None:
+    """Calls that come together while another process writes wait each alone, and none is lost."""
+    with HttpServer(tmp_path) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        turn = turn_taken(tmp_path)
+        turn.__enter__()
+        release = threading.Timer(0.2, turn.__exit__, (None, None, None))
+        release.start()
+        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(8)]
+        assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 8
+        release.join()
