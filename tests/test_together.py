@@ -9,14 +9,15 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE, HttpServer, JsonObject, request, turn_taken
+from support import PATIENCE, HttpServer, JsonObject, request, turn_taken, wait_until
 
 from database import Row
 from errors import Alone, Conflict, NotFound, StorageError
@@ -340,3 +341,69 @@ def test_a_group_that_meets_a_writer_is_answered_all_the_same(tmp_path: Path) ->
         creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(8)]
         assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 8
         release.join()
+
+
+FAILS_ONCE = """
+import os, sqlite3, database
+commit = database.Database._commit
+
+def fail_once(self, deadline, is_recorded):
+    if os.path.exists({flag!r}):
+        os.unlink({flag!r})
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+    commit(self, deadline, is_recorded)
+
+database.Database._commit = fail_once
+"""
+
+
+def test_a_group_whose_commit_fails_is_answered_one_by_one(tmp_path: Path) -> None:
+    """Nothing is said of changes that were not committed: they are made again, each alone, and answered then."""
+    flag = tmp_path / "fail"
+    with HttpServer(tmp_path, prelude=FAILS_ONCE.format(flag=str(flag))) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        before = commits(tmp_path)
+        flag.touch()
+        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(8)]
+        assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 8
+        assert not flag.exists()
+        assert commits(tmp_path) == before + 8
+        _, found = server.post(called("list_tasks"))
+        assert told(found)["total"] == 9
+
+
+def write_until_killed(port: int, name: str, acknowledged: list[str]) -> None:
+    """Create tasks, one after the other, on one connection; note those that were acknowledged."""
+    with suppress(OSError, HTTPException), socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        for number in count():
+            task_id = f"{name}-{number}"
+            client.sendall(posted(called("create_task", task_id=task_id, title="T", goal="G")))
+            if told(read_body(client))["task_id"] == task_id:
+                acknowledged.append(task_id)
+
+
+def test_a_service_that_is_killed_among_many_writers_loses_nothing(tmp_path: Path) -> None:
+    """With kill -9 while 16 clients write, again and again, all that any of them was told of is there."""
+    acknowledged: list[str] = []
+    for life in range(5):
+        with HttpServer(tmp_path) as server:
+            known = len(acknowledged)
+            writers = [
+                threading.Thread(target=write_until_killed, args=(server.port, f"{life}-{n}", acknowledged))
+                for n in range(16)
+            ]
+            for writer in writers:
+                writer.start()
+            wait_until(
+                partial(lambda enough: len(acknowledged) > enough, known + 100 + 7 * life), "they write"
+            )
+            server.process.kill()
+            for writer in writers:
+                writer.join()
+    with sqlite3.connect(tmp_path / "tasks.db") as database:
+        stored = {task_id for (task_id,) in database.execute("SELECT task_id FROM tasks")}
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert set(acknowledged) <= stored
+    assert len(acknowledged) == len(set(acknowledged)) > 500
