@@ -307,6 +307,19 @@ def test_calls_of_all_kinds_at_the_same_time(tmp_path: Path) -> None:
         assert [told(answer)["task_id"] for answer in batched] == ["b", "b"]
 
 
+def test_a_batch_in_a_group_is_carried_out_once(tmp_path: Path) -> None:
+    """A JSON-RPC batch that cannot be answered in a group leaves nothing there that is done again later."""
+    with HttpServer(tmp_path) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        batch = [
+            called("save_checkpoint", 1, task_id="t", agent="a", decisions=["d"]),
+            called("list_tasks", 2),
+        ]
+        answers_to(server, batch, called("update_task", task_id="t", title="Other"))
+        _, found = server.post(called("get_task", task_id="t"))
+        assert told(found)["version"] == 3
+
+
 def test_a_crowd_of_writers_is_answered_group_by_group(tmp_path: Path) -> None:
     """More clients than are answered together all get their answers, after a few commits."""
     with HttpServer(tmp_path) as server:
@@ -360,7 +373,7 @@ database.Database._commit = fail_once
 
 
 def test_a_group_whose_commit_fails_is_answered_one_by_one(tmp_path: Path) -> None:
-    """Nothing is said of changes that were not committed: they are made again, each alone, and answered then."""
+    """Nothing is said of changes that were not committed: each is made again, alone, and answered then."""
     flag = tmp_path / "fail"
     with HttpServer(tmp_path, prelude=FAILS_ONCE.format(flag=str(flag))) as server:
         server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
@@ -384,21 +397,23 @@ def write_until_killed(port: int, name: str, acknowledged: list[str]) -> None:
                 acknowledged.append(task_id)
 
 
+def _is_longer(some: list[str], number: int) -> bool:
+    return len(some) > number
+
+
 def test_a_service_that_is_killed_among_many_writers_loses_nothing(tmp_path: Path) -> None:
     """With kill -9 while 16 clients write, again and again, all that any of them was told of is there."""
     acknowledged: list[str] = []
     for life in range(5):
         with HttpServer(tmp_path) as server:
-            known = len(acknowledged)
+            enough = len(acknowledged) + 100 + 7 * life
             writers = [
                 threading.Thread(target=write_until_killed, args=(server.port, f"{life}-{n}", acknowledged))
                 for n in range(16)
             ]
             for writer in writers:
                 writer.start()
-            wait_until(
-                partial(lambda enough: len(acknowledged) > enough, known + 100 + 7 * life), "they write"
-            )
+            wait_until(partial(_is_longer, acknowledged, enough), "they write")
             server.process.kill()
             for writer in writers:
                 writer.join()
