@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -20,9 +21,13 @@ import pytest
 from support import PATIENCE, HttpServer, JsonObject, request, turn_taken, wait_until
 
 from database import Row
+from dispatcher import Dispatcher
 from errors import Alone, Conflict, NotFound, StorageError
+from methods import TaskMethods
 from models import NewTask, TaskFilter
+from protocol import BY_DATE, Peer
 from store import Store
+from tools import Workplace
 
 # --- The store ------------------------------------------------------------------------------------------
 
@@ -228,6 +233,7 @@ def answers_to(server: HttpServer, *messages: Any) -> list[Any]:
             client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             read_body(client)
         server.process.send_signal(signal.SIGSTOP)
+        os.waitpid(server.process.pid, os.WUNTRACED)
         for client, message in zip(clients, messages, strict=True):
             client.sendall(posted(message))
         server.process.send_signal(signal.SIGCONT)
@@ -422,3 +428,45 @@ def test_a_service_that_is_killed_among_many_writers_loses_nothing(tmp_path: Pat
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert set(acknowledged) <= stored
     assert len(acknowledged) == len(set(acknowledged)) > 500
+
+
+# --- What is answered alone -----------------------------------------------------------------------------
+
+ALONE: list[JsonObject] = [
+    called("handoff_task", task_id="t", from_agent="a", to_agent="b", reason="r"),
+    called("mark_exhausted", task_id="t", agent="a", reason="r"),
+    called("claim_task", agent="a"),
+    called("attach_artifact", task_id="t", name="n", content="c"),
+    called("list_tasks"),
+    called("save_checkpoint", task_id="r", agent="a"),
+    called("get_task", task_id="r", view="resume"),
+    request("resources/list"),
+    request("resources/read", {"uri": "task://t"}),
+    request("prompts/list"),
+    request("completion/complete", {"ref": {"type": "ref/prompt", "name": "continue"}}),
+]
+TOGETHER: list[JsonObject] = [
+    called("create_task", title="T", goal="G"),
+    called("get_task", task_id="t"),
+    called("get_task", task_id="t", view="resume"),
+    called("save_checkpoint", task_id="t", agent="a"),
+    called("update_task", task_id="t", title="New"),
+    request("ping"),
+    request("tools/list"),
+]
+
+
+def test_what_takes_long_or_tells_others_is_answered_alone(store: Store) -> None:
+    """Git, files, commands, waiting, long lists: a group does nothing of these, and hands each back undone."""
+    store.create_task(new_task("r").model_copy(update={"repo_path": "/"}))
+    dispatcher = Dispatcher(lambda patience: TaskMethods(Workplace(store)))
+    peer = Peer(lambda message: None, None)
+    peer.revision = BY_DATE["2025-06-18"]
+    dispatcher.prepare()
+    before = store.last_position()
+    alone = dispatcher.handle_together([(json.dumps(message).encode(), peer, None) for message in ALONE])
+    assert alone == [None] * len(ALONE)
+    assert store.last_position() == before
+    replies = dispatcher.handle_together([(json.dumps(one).encode(), peer, None) for one in TOGETHER])
+    assert all(reply is not None and b'"result"' in reply.body for reply in replies)
+    assert store.last_position() == before + 3
