@@ -457,7 +457,7 @@ TOGETHER: list[JsonObject] = [
 
 
 def test_what_takes_long_or_tells_others_is_answered_alone(store: Store) -> None:
-    """Git, files, commands, waiting, long lists: a group does nothing of these, and hands each back undone."""
+    """Git, files, commands, waiting, long lists: a group hands each of these back undone."""
     store.create_task(new_task("r").model_copy(update={"repo_path": "/"}))
     dispatcher = Dispatcher(lambda patience: TaskMethods(Workplace(store)))
     peer = Peer(lambda message: None, None)
