@@ -31,7 +31,7 @@ Statement = tuple[str, Sequence[Any]]
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 2e-3  # seconds between two attempts to get a lock
-_GROUP_SECONDS = 0.1  # that those who are answered together wait for others, before they wait each alone
+_GROUP_SECONDS = 0.1  # a group waits this long for other writers; then its calls are made one by one
 _TRY_LATER = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -73,6 +73,7 @@ class Database:
         self._inode: tuple[int, int] | None = None  # with the device: of the file that is open, once known
         self._has_failed = False
         self._is_open = False
+        self._commits = 0  # of ours; SQLite's own count of changes has those of temporary tables, too
         self._errors_told = _ErrorsTold(self._tell)
         self._groups: dict[int, _Group] = {}  # of transactions that are committed together, by thread
         with self._opening():
@@ -103,19 +104,23 @@ class Database:
 
         `is_recorded` reads back, after a commit of unknown outcome, whether it took place. Raises Busy
         after BUSY_SECONDS, StorageError when the disk refuses, StoreFailure when nothing can be
-        promised any more, and Alone as together does.
+        promised any more.
+
+        Inside `together` it is a part of the group: undone alone if the block raises, else committed with
+        the others; `is_recorded` is not asked. Raises Alone there if the group is lost.
         """
         group = self._own_group()
         return self._transaction(self._deadline(), is_recorded) if group is None else group.part()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Commit all transactions of this thread inside the block as one, when the block ends.
+        """Group commit: commit all transactions of this thread inside the block as one, when it ends.
 
-        One that raises is undone alone. Raises Alone when the others cannot be committed, too: nothing was
-        changed then, and what was read in the block may not be so.
+        One that raises is undone alone. Nothing read or written in the block may be told before it has
+        ended. Raises Alone if the group could not begin in _GROUP_SECONDS, was undone, or could not be
+        committed: nothing is changed then.
         """
-        group = self._groups[threading.get_ident()] = _Group(self)
+        group = self._groups[threading.get_ident()] = _Group(self._group_transaction, self._savepoint)
         try:
             with group.whole():
                 yield
@@ -128,9 +133,6 @@ class Database:
         """Raise Alone inside a block of `together`: before what takes long, or tells others of a change."""
         if self._own_group() is not None:
             raise Alone
-
-    def _own_group(self) -> _Group | None:
-        return self._groups.get(threading.get_ident()) if self._groups else None
 
     @contextmanager
     def _transaction(self, deadline: float, is_recorded: Callable[[], bool] | None) -> Iterator[None]:
@@ -169,7 +171,7 @@ class Database:
             return self._patiently(deadline, lambda: self._snapshot(statements, deadline))
 
     def fetch(self, statement: str, values: Sequence[Any] = (), seconds: float | None = None) -> list[Row]:
-        """Return the rows of one statement, outside of a transaction.
+        """Return the rows of one statement, which needs no transaction; in `together` it sees its changes.
 
         Waits up to `seconds` for writers, BUSY_SECONDS by default, and raises as read does.
         """
@@ -181,10 +183,10 @@ class Database:
     def change_marker(self) -> tuple[int, int]:
         """Return a value that differs after any process has committed a change; costs next to nothing.
 
-        SQLite's data_version tells of the others, the connection's own count of ourselves.
+        SQLite's data_version tells of the others, a count of our own of ourselves.
         """
         [(version,)] = self.fetch("PRAGMA data_version")
-        return version, self._connection.total_changes
+        return version, self._commits
 
     # --- Opening --------------------------------------------------------------------------------------
 
@@ -214,6 +216,7 @@ class Database:
         self._judge(self.read(*_IDENTITY))
         self._inode = _inode_at(self._path)  # not before: SQLite opens the file with the first statement
         self._patiently(deadline, self._choose_durability)
+        self.execute("PRAGMA temp_store = MEMORY")  # what a query gathers needs no file
         if self._patiently(deadline, self._schema_version) < len(self._migrations):
             with self.transaction():
                 self._migrate()
@@ -235,7 +238,6 @@ class Database:
         if mode != "wal":  # a WAL database is served as it is: others may have it open
             mode = self._pragma("journal_mode = PERSIST")
         self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA temp_store = MEMORY")
         if mode not in ("persist", "wal") or self._pragma("synchronous") != 2:
             raise StoreFailure(f"{self._path}: the journal mode is {mode}, which is not durable")
 
@@ -256,6 +258,37 @@ class Database:
     def _pragma(self, pragma: str) -> Any:
         return self.execute(f"PRAGMA {pragma}")[0][0]
 
+    # --- Groups of transactions -----------------------------------------------------------------------
+
+    def _own_group(self) -> _Group | None:
+        return self._groups.get(threading.get_ident()) if self._groups else None
+
+    def _group_transaction(self) -> AbstractContextManager[None]:
+        return self._transaction(time.monotonic() + _GROUP_SECONDS, None)
+
+    @contextmanager
+    def _savepoint(self, on_lost: Callable[[], None]) -> Iterator[None]:
+        """Undo what the block does if it raises; calls `on_lost` if the whole transaction is gone then."""
+        with self._errors_told:
+            self.execute("SAVEPOINT part")
+            try:
+                yield
+            except BaseException:
+                if self._has_failed or not self._connection.in_transaction:  # as when the disk is full
+                    on_lost()
+                else:
+                    self._undo_part(on_lost)
+                raise
+            self.execute("RELEASE part")
+
+    def _undo_part(self, on_lost: Callable[[], None]) -> None:
+        try:
+            self.execute("ROLLBACK TO part")
+            self.execute("RELEASE part")
+        except BaseException:
+            on_lost()
+            raise
+
     # --- Transactions ---------------------------------------------------------------------------------
 
     def _commit(self, deadline: float, is_recorded: Callable[[], bool] | None) -> None:
@@ -275,6 +308,7 @@ class Database:
                 raise
         if self._inode is not None and self._inode != _inode_at(self._path):
             self._fail("the database was moved or replaced during a write")
+        self._commits += 1
 
     def _require_in_place(self) -> None:
         """Refuse to go on with a file that the path no longer names.
@@ -328,7 +362,7 @@ class Database:
 
     def _snapshot(self, statements: Sequence[Statement], deadline: float) -> list[list[Row]]:
         with _Held(self._lock, deadline):
-            if self._connection.in_transaction:  # this thread's own
+            if self._connection.in_transaction:  # of `together`: whoever holds the lock has begun it
                 return [self.execute(*statement) for statement in statements]
             self.execute("BEGIN")
             try:
@@ -397,8 +431,13 @@ class _ErrorsTold:
 class _Group:
     """The transactions of one thread that are committed together: parts of one, each with a savepoint."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(
+        self,
+        begin: Callable[[], AbstractContextManager[None]],
+        savepoint: Callable[[Callable[[], None]], AbstractContextManager[None]],
+    ) -> None:
+        self._begin = begin
+        self._savepoint = savepoint
         self._stack = ExitStack()
         self._has_begun = False
         self._is_lost = False  # SQLite has undone all of it, or it could not begin
@@ -411,34 +450,23 @@ class _Group:
             if self._is_lost:
                 raise Alone
 
-    @contextmanager
-    def part(self) -> Iterator[None]:
-        """Undo what the block does if it raises. The first one waits for its turn, but not for long."""
+    def part(self) -> AbstractContextManager[None]:
+        """Return a context that undoes what it holds, and only that, if it raises.
+
+        The first one begins the group. Raises Alone once the group is lost.
+        """
         if not self._has_begun:
             self._has_begun = True
-            self._begin()
+            try:
+                self._stack.enter_context(self._begin())
+            except ToolError:  # each will find out for itself
+                self._lose()
         if self._is_lost:
             raise Alone
-        with self._db._errors_told:
-            self._db.execute("SAVEPOINT part")
-            try:
-                yield
-            except BaseException:
-                self._is_lost = True  # for SQLite may have undone it all, as when the disk is full
-                if self._db._connection.in_transaction:
-                    self._db.execute("ROLLBACK TO part")
-                    self._is_lost = False
-                raise
-            finally:
-                if not self._is_lost:
-                    self._db.execute("RELEASE part")
+        return self._savepoint(self._lose)
 
-    def _begin(self) -> None:
-        deadline = time.monotonic() + _GROUP_SECONDS
-        try:
-            self._stack.enter_context(self._db._transaction(deadline, None))
-        except ToolError:  # each will find out for itself
-            self._is_lost = True
+    def _lose(self) -> None:
+        self._is_lost = True
 
 
 class DatabaseCopy(Database):

@@ -46,7 +46,7 @@ class Dependencies:
             )
 
     def link(self, task: Task) -> None:
-        """Write down what a task depends on, which has no dependencies written down."""
+        """Write down what a task depends on; nothing may be written down for it yet (see unlink)."""
         for needed in task.depends_on:
             self._db.execute(
                 "INSERT INTO dependencies (task_id, depends_on) VALUES (?, ?)", (task.task_id, needed)

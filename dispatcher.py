@@ -27,6 +27,7 @@ from protocol import (
     McpHeaders,
     Notification,
     Peer,
+    Received,
     Reply,
     Request,
     RequestId,
@@ -104,9 +105,7 @@ class Dispatcher:
             return self._handle_batch(value, peer, handshake)
         return self._handle_value(value, peer, handshake, headers)
 
-    def handle_together(
-        self, messages: Sequence[tuple[bytes, Peer, McpHeaders | None]]
-    ) -> list[Reply | None]:
+    def handle_together(self, messages: Sequence[Received]) -> list[Reply | None]:
         """Answer messages that came at the same time, with one commit; None for one to be answered alone.
 
         Raises StoreFailure as handle does.
@@ -114,14 +113,14 @@ class Dispatcher:
         if self._methods is None:
             return [None] * len(messages)
         try:
-            with self._methods.store.together():
-                return [self._handle_in_group(*message) for message in messages]
+            with self._methods.together():
+                return [self._handle_in_group(message) for message in messages]
         except Alone:
             return [None] * len(messages)
 
-    def _handle_in_group(self, raw: bytes, peer: Peer, headers: McpHeaders | None) -> Reply | None:
+    def _handle_in_group(self, message: Received) -> Reply | None:
         try:
-            return self.handle(raw, peer, headers)
+            return self.handle(*message)
         except Alone:
             return None
 
@@ -149,7 +148,7 @@ class Dispatcher:
         if len(values) > BATCH_MESSAGES:
             return unreadable(f"A batch may hold at most {BATCH_MESSAGES} messages")
         if self._methods is not None:
-            self._methods.store.require_alone()
+            self._methods.require_alone()
         replies: list[bytes] = []
         for value in values:
             room = BATCH_ANSWER_BYTES - sum(map(len, replies))

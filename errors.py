@@ -77,9 +77,9 @@ class StorageError(ToolError):
 
 
 class Alone(Exception):
-    """A call that cannot be answered together with others: nothing of it was done, it is to be made alone.
+    """Raised for a call that cannot share a commit with others: it changed nothing, and is to be made alone.
 
-    Not a Refusal: whoever put the calls together makes this one again.
+    Not a Refusal: no client hears of it. Dispatcher.handle_together leaves the call to its transport.
     """
 
 

@@ -1,4 +1,4 @@
-"""The event log: every change of a task, in order, and never written again.
+"""The event log: what happened to each task, in order; an event is never written again.
 
 Its numbers are what tasks are listed by, and what a listener goes on from. Each event knows the one before it
 of the same task, and a task knows its latest, so that a history is read backwards without an index.
@@ -10,8 +10,8 @@ import json
 from typing import Any, NamedTuple
 
 from database import Database
+from errors import InvalidArguments
 from lifecycle import agent_key
-from listing import position
 from models import Change, Task
 from schema import json_or_none
 
@@ -46,7 +46,8 @@ class EventLog:
     ) -> int:
         """Append what happened to a task, as it is now, and return the event's number.
 
-        `previous` is the number of the task's latest event so far.
+        `previous` is the task's `last_event`. The caller must write the returned number there, in this
+        transaction: a history is read backwards from it.
         """
         [(event_id,)] = self._db.execute("SELECT coalesce(max(event_id), 0) + 1 FROM events")
         concerns = None if happening.concerns is None else agent_key(happening.concerns)
@@ -66,7 +67,8 @@ class EventLog:
 
         `cursor` is the one that came with the page before; raises InvalidArguments for what is no cursor.
         """
-        select, values = (_LATEST, ()) if cursor is None else (_BEFORE, (position(cursor),))
+        # No ORDER BY, which would walk the whole chain: rows come as the recursion finds them, newest first.
+        select, values = (_LATEST, ()) if cursor is None else (_BEFORE, (event_number_of(cursor),))
         rows = self._db.fetch(
             f"WITH RECURSIVE past ({_COLUMNS}) AS ("
             f"SELECT {_COLUMNS} FROM events WHERE event_id = ({select}) UNION ALL "
@@ -81,11 +83,21 @@ class EventLog:
         """Return the number of the newest event; 0 if there is none."""
         return int(self._db.fetch("SELECT coalesce(max(event_id), 0) FROM events")[0][0])
 
-    def changes_since(self, number: int) -> list[Change]:
-        """Return the changes after event `number`, oldest first."""
+    def changes_since(self, position: int) -> list[Change]:
+        """Return the changes after event number `position`, oldest first."""
         statement = "SELECT event_id, task_id, what FROM events WHERE event_id > ? ORDER BY event_id"
-        rows = self._db.fetch(statement, (number,))
+        rows = self._db.fetch(statement, (position,))
         return [Change(event_id, task_id, what == "created") for event_id, task_id, what in rows]
+
+
+def event_number_of(cursor: str) -> int:
+    """Return the event number that a cursor stands for; raises InvalidArguments."""
+    if cursor.isascii() and cursor.isdigit() and len(cursor) < 19:
+        return int(cursor)
+    raise InvalidArguments(
+        f"The cursor '{cursor[:40]}' is not one that a list returned.",
+        "Leave it out to start at the first page.",
+    )
 
 
 def _shown(at: str, what: str, agent: str | None, checkpoint: int | None, detail: str | None) -> JsonObject:

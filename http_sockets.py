@@ -1,16 +1,16 @@
 """Sockets for HTTP: who may connect, what has arrived, what still has to leave. Knows no endpoint.
 
 Theory of operation. One thread at a time is the loop, and owns every socket: it accepts, reads, and closes.
-Requests that have arrived whole it answers itself, since to hand one to another thread takes longer than most
-answers. Those that arrive in the same turn of the loop are answered together as far as they are quick, for
-the sake of one commit, and the others after them, one by one. What takes longer than SLOW_SECONDS is left to
-its thread, and another thread becomes the loop: the lock `_looping` is held by whoever is the loop, and free
-while that one answers. Of such slow answers there are at most SLOW_ANSWERS at a time; other requests wait for
-those to end. So an idle connection, keep-alive or event stream, costs a file descriptor and some bytes, but
-no thread. What the loop and slow answers share of a connection is guarded by that connection's lock; only the
-loop closes sockets, so that no descriptor is used after it was given to somebody else. (This is the
-leader/followers pattern, but for the follower, which is made only once the leader has been too long about an
-answer.)
+Requests that have arrived whole it answers itself, since to hand one to another thread takes longer than
+most answers. Of those that have arrived by the end of a turn, some are answered together as far as they are
+quick, for the sake of one commit; what is not quick is answered by itself in the next turn. What takes
+longer than SLOW_SECONDS is left to its thread, and another thread becomes the loop: the lock `_looping` is
+held by whoever is the loop, and free while that one answers. Of such slow answers there are at most
+SLOW_ANSWERS at a time; other requests wait for those to end. So an idle connection, keep-alive or event
+stream, costs a file descriptor and some bytes, but no thread. What the loop and slow answers share of a
+connection is guarded by that connection's lock; only the loop closes sockets, so that no descriptor is used
+after it was given to somebody else. (This is the leader/followers pattern, but for the follower, which is
+made only once the leader has been too long about an answer.)
 
     RECEIVING --request whole--> ANSWERING --answer--> SENDING --sent--> RECEIVING  (keep-alive)
                                                                --last--> LINGERING  (until it was read)
@@ -70,7 +70,7 @@ _LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for slow ans
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
-_ANSWERED_TOGETHER = 16
+_ANSWERED_TOGETHER = 16  # requests; more wait a turn, so that the first need not wait for all
 _TURNED_AWAY = 32  # connections that may be told at one time that there are too many
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PING = b":\n\n"  # a comment, which every event stream parser ignores
@@ -170,7 +170,7 @@ class Connection:
 
 
 class _Asked(NamedTuple):
-    """A request that is to be answered."""
+    """A request that has arrived whole, and the connection that wants the answer."""
 
     connection: Connection
     request: Request
@@ -299,7 +299,7 @@ class HttpService:
     # --- The loop -------------------------------------------------------------------------------------
 
     def _turn(self, seconds: float) -> None:
-        # The loop before may have been relieved after it was woken and before it made the calls.
+        # Calls and requests may be left: from a loop that was relieved, or more than one turn answers.
         for key, events in self._selector.select(0 if self._calls or self._arrived else seconds):
             if isinstance(key.data, Connection):
                 if events & selectors.EVENT_WRITE:
@@ -400,16 +400,17 @@ class HttpService:
         connection.deadline = float("inf")
         self._take_up(_Asked(connection, Request(head, body)), self._arrived.append)
 
-    def _take_up(self, asked: _Asked, answer: Callable[[_Asked], None]) -> None:
-        """Have `answer` see to a request, unless there are too many slow answers for it."""
+    def _take_up(self, asked: _Asked, go_on: Callable[[_Asked], None]) -> None:
+        """Let `go_on` have a request, unless slow answers are so many that it must wait, or be refused."""
         is_urgent = self._application.is_urgent(asked.request.head)
         is_crowded = self._slow >= SLOW_ANSWERS + is_urgent  # there is a place for one of those
         if self._is_stopping:  # nobody would relieve this thread
             threading.Thread(target=self._answer_request, args=asked, daemon=True).start()
         elif is_crowded and len(self._waiting) >= QUEUED_REQUESTS:
-            self._refuse(asked.connection, overloaded_response())
+            asked.connection.is_last = True
+            self._deliver(*asked, overloaded_response())
         elif not is_crowded or not self._has_queued(asked, is_urgent):
-            answer(asked)
+            go_on(asked)
 
     def _has_queued(self, asked: _Asked, is_urgent: bool) -> bool:
         """Leave a request to the slow answers; False if there is none left that would see to it."""
@@ -527,6 +528,8 @@ class HttpService:
         deadline = time.monotonic() + DRAIN_SECONDS
         # What is said then may wait for the database, and the process must not.
         threading.Thread(target=self._tell_application, name="stopping", daemon=True).start()
+        while self._arrived:
+            self._take_up(self._arrived.popleft(), self._answer_alone)
         while (
             (is_busy := not self._is_told or self._is_answering())
             and time.monotonic() < deadline

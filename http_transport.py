@@ -25,7 +25,7 @@ from config import STREAMS, ConfigError
 from http_message import Head, Request, Response
 from http_sockets import EventStream, LateResponse, error_response, overloaded_response
 from origins import Origin, host_name, parse_origin
-from protocol import McpHeaders, MessageHandler, Peer, Reply
+from protocol import McpHeaders, MessageHandler, Peer, Received, Reply
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _METHODS = {"/health": "GET", "/sse": "GET", "/message": "POST", "/mcp": "POST"}
@@ -208,8 +208,9 @@ class HttpTransport:
         None stands for a request that is to be answered alone.
         """
         ours = [number for number, request in enumerate(requests) if request.head.path == "/mcp"]
+        # Peers that nothing is sent to: replies that are given together are whole, never a stream or late.
         messages = [
-            (requests[number].body, Listening(self._end).peer, _mcp_headers(requests[number].head))
+            Received(requests[number].body, Listening(self._end).peer, _mcp_headers(requests[number].head))
             for number in ours
         ]
         answers: list[Response | None] = [None] * len(requests)

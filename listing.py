@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from database import Database, Row, Statement
-from errors import InvalidArguments
+from event_log import event_number_of
 from lifecycle import agent_key
 from models import PRIORITY, ClaimFilter, Task, TaskFilter
 from presence import Presence
@@ -13,16 +13,27 @@ from schema import SUMMARY_FIELDS
 from word_index import GATHER_RECENT, INDEXED, RECENT, WordIndex, phrases_of
 
 JsonObject = dict[str, Any]
-_Sources = tuple[str, ...]
 
 _HAS_TAG = "tasks.task_id IN (SELECT task_id FROM task_tags WHERE tag = ?)"
 
-# Where to look, in one table or one after the other; each has the newest change first without sorting.
+
+class _Source(NamedTuple):
+    """Where to look: in `tables` one after the other, after the statements `before`.
+
+    `order` is the column by which each has the newest change first without sorting.
+    """
+
+    tables: tuple[str, ...]
+    order: str
+    before: tuple[Statement, ...] = ()
+
+
 # CROSS JOIN: SQLite then begins with the words or the tag, not with one query for each task of a status.
-_ALL: _Sources = ("tasks",)
-_TAGGED: _Sources = ("task_tags CROSS JOIN tasks",)
-_WORDED: _Sources = tuple(f"{index} AS worded CROSS JOIN tasks" for index in (RECENT, INDEXED))
-_ORDERS = {_ALL: "tasks.changed", _TAGGED: "task_tags.changed", _WORDED: "worded.rowid"}
+_ALL = _Source(("tasks",), "tasks.changed")
+_TAGGED = _Source(("task_tags CROSS JOIN tasks",), "task_tags.changed")
+_WORDED = _Source(
+    tuple(f"{index} AS worded CROSS JOIN tasks" for index in (RECENT, INDEXED)), "worded.rowid", GATHER_RECENT
+)
 
 
 class TaskPage(NamedTuple):
@@ -45,11 +56,10 @@ class Listing:
 
         `cursor` is the `next_cursor` of the page before; raises InvalidArguments for anything else.
         """
-        sources, where, values = self._conditions(wanted)
-        pages = _pages(sources, where, values, limit, cursor)
-        counts = [(f"SELECT count(*) FROM {source} WHERE {where}", values) for source in sources]
-        before = GATHER_RECENT if sources is _WORDED else ()
-        results = self._db.read(*before, *pages, *counts)[len(before) :]
+        source, where, values = self._conditions(wanted)
+        pages = _pages(source, where, values, limit, cursor)
+        counts = [(f"SELECT count(*) FROM {table} WHERE {where}", values) for table in source.tables]
+        results = self._db.read(*source.before, *pages, *counts)[len(source.before) :]
         rows = [row for result in results[: len(pages)] for row in result]
         return self._page_of(rows, limit), sum(count for [(count,)] in results[len(pages) :])
 
@@ -71,11 +81,11 @@ class Listing:
         if task.tags:
             self._db.execute("DELETE FROM task_tags WHERE task_id = ?", (task.task_id,))
 
-    def _conditions(self, wanted: TaskFilter) -> tuple[_Sources, str, list[Any]]:
+    def _conditions(self, wanted: TaskFilter) -> tuple[_Source, str, list[Any]]:
         """Return where to look for `wanted`, the WHERE clause, and its values."""
-        sources, clauses, values = _ALL, ["1 = 1"], list[Any]()
+        source, clauses, values = _ALL, ["1 = 1"], list[Any]()
         if (wanted.query or "").strip():
-            sources = _WORDED
+            source = _WORDED
             clauses.append("tasks.changed = worded.rowid AND worded.words MATCH ?")
             values.append(phrases_of(wanted.query or ""))
         for column, value in (
@@ -89,11 +99,11 @@ class Listing:
         if wanted.ready is not None:
             comparison = "= 0" if wanted.ready else "> 0"
             clauses.append(f"status = 'open' AND waits_for {comparison}")
-        if wanted.tag is not None and sources is not _ALL:
+        if wanted.tag is not None and source is _WORDED:
             clauses.append(_HAS_TAG)
             values.append(wanted.tag)
         elif wanted.tag is not None:
-            sources = _TAGGED
+            source = _TAGGED
             clauses.append("tasks.task_id = task_tags.task_id AND tag = ?")
             values.append(wanted.tag)
         if wanted.owner_state is not None:
@@ -102,7 +112,7 @@ class Listing:
                 f"status = 'in_progress' AND owner_session IN ({', '.join('?' * len(session_ids))})"
             )
             values += session_ids
-        return sources, " AND ".join(clauses), values
+        return source, " AND ".join(clauses), values
 
     def _page_of(self, rows: list[Row], limit: int) -> TaskPage:
         """Return rows of SUMMARY_FIELDS, owner_session and `changed` as a page."""
@@ -119,25 +129,13 @@ class Listing:
         return TaskPage(tasks, str(rows[limit - 1][-1]) if len(rows) > limit else None)
 
 
-def position(cursor: str) -> int:
-    """Return the event number that a cursor stands for; raises InvalidArguments."""
-    if cursor.isascii() and cursor.isdigit() and len(cursor) < 19:
-        return int(cursor)
-    raise InvalidArguments(
-        f"The cursor '{cursor[:40]}' is not one that a list returned.",
-        "Leave it out to start at the first page.",
-    )
-
-
-def _pages(
-    sources: _Sources, where: str, values: list[Any], limit: int, cursor: str | None
-) -> list[Statement]:
-    """Select a page from each source, and one row more, to see whether there is another page."""
-    order = _ORDERS[sources]
+def _pages(source: _Source, where: str, values: list[Any], limit: int, cursor: str | None) -> list[Statement]:
+    """Select a page from each table, and one row more, to see whether there is another page."""
+    order = source.order
     if cursor is not None:
-        where, values = f"{where} AND {order} < ?", [*values, position(cursor)]
+        where, values = f"{where} AND {order} < ?", [*values, event_number_of(cursor)]
     columns = ", ".join(f"tasks.{name}" for name in (*SUMMARY_FIELDS, "owner_session", "changed"))
-    selects = [f"SELECT {columns} FROM {source} WHERE {where}" for source in sources]
+    selects = [f"SELECT {columns} FROM {table} WHERE {where}" for table in source.tables]
     return [(f"{select} ORDER BY {order} DESC LIMIT ?", [*values, limit + 1]) for select in selects]
 
 

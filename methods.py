@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import prompts
 import resources
@@ -47,7 +48,7 @@ class TaskMethods:
         """Run a call's method; raises RpcError for a refusal, StoreFailure when the process must stop."""
         method = call.request.method
         if not _is_quick(call):
-            self.store.require_alone()
+            self.require_alone()
         run = (_STATELESS_METHODS if call.revision.is_stateless else _HANDSHAKE_METHODS).get(method)
         if run is None:
             raise MethodNotFound(f"Method not found: {method[:100]}")
@@ -57,6 +58,14 @@ class TaskMethods:
         if isinstance(result, Wait):
             return self._wait(call, result)
         return call.reply(result)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Commit what the calls that are answered in the block change at once; as Store.together."""
+        return self.store.together()
+
+    def require_alone(self) -> None:
+        """Raise Alone inside of `together`."""
+        self.store.require_alone()
 
     def prepare(self) -> None:
         """Do now what the first call of each tool would otherwise wait for."""
@@ -167,6 +176,7 @@ class TaskMethods:
 
 
 def _is_quick(call: Call) -> bool:
+    """Return whether a call may be answered together with others; see tools.Tool."""
     name = call.params.get("name") if call.request.method == "tools/call" else None
     return isinstance(name, str) and name in tools.TOOLS and tools.TOOLS[name].quick
 

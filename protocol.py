@@ -295,6 +295,14 @@ class Call(NamedTuple):
         return Reply(result_message(self.request.id, adapt(self.request.method, result, self.revision)))
 
 
+class Received(NamedTuple):
+    """A message as it came; `headers` with requests to /mcp only."""
+
+    raw: bytes
+    peer: Peer
+    headers: McpHeaders | None = None
+
+
 class MessageHandler(Protocol):
     """What a transport hands its messages to."""
 
@@ -304,12 +312,11 @@ class MessageHandler(Protocol):
     def handle(self, raw: bytes, peer: Peer, headers: McpHeaders | None = None) -> Reply:
         """Answer one message; `headers` come with requests to /mcp only."""
 
-    def handle_together(
-        self, messages: Sequence[tuple[bytes, Peer, McpHeaders | None]]
-    ) -> list[Reply | None]:
+    def handle_together(self, messages: Sequence[Received]) -> list[Reply | None]:
         """Answer messages that came at the same time, with one commit; None for one to be answered alone.
 
-        Nothing is done for that one yet, and no reply may go out before all are there.
+        Nothing is done for that one yet, and no reply may go out before all are there. None is a stream, or
+        late.
         """
 
     def forget(self, peer: Peer) -> None:

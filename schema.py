@@ -1,7 +1,8 @@
 """The tables, and how a task becomes a row and a row a task.
 
 A task's scalars are columns; what only ever travels as a whole is the JSON object `body`. Plain SQL that
-PostgreSQL would understand too, apart from the full-text index, which is named in one place below.
+PostgreSQL would understand too, apart from the full-text index: its two tables are here, what is asked of
+them is in word_index.py.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from models import ANYONE, PRIORITY, Progress, Status, Task
 
 APPLICATION_ID = 0x4D435054  # "MCPT" in the file's header: nobody else's database is touched
 
-# `born` and `changed` are numbers of a task's first and latest event. Unlike a clock they never repeat or
-# go back: they order lists, and `changed` is the cursor. `queue` is the line in which the task stands for
-# claim_task (see queue_of). `last_call` and `last_made` let the same call be answered twice. What may be
-# large comes last, so that lists need not read past it.
+# `born` and `changed` are the numbers of the events of a task's first and latest change; `last_event` is
+# its latest event, also one that changes nothing of the task, as the end of a session. Unlike a clock they
+# never repeat or go back: they order lists, and `changed` is the cursor. `queue` is the line in which the
+# task stands for claim_task (see queue_of). `last_call` and `last_made` let the same call be answered
+# twice. What may be large comes last, so that lists need not read past it.
 MIGRATIONS = (
     (
         """CREATE TABLE tasks (
@@ -112,10 +114,11 @@ MIGRATIONS = (
         # What the full-text index still has to be told: new words, or old ones that it must forget.
         """CREATE TABLE recent_words (
             changed INTEGER NOT NULL PRIMARY KEY,
-            is_new INTEGER NOT NULL,
+            is_added INTEGER NOT NULL,  -- 0: to be forgotten
             words TEXT NOT NULL
         )""",
-        # Each event knows the one before it of the same task, and a task its latest: that takes no index.
+        # Each event names the one before it of the same task, and a task its latest: a history needs no
+        # index, which every event would have to be written into.
         "ALTER TABLE tasks ADD COLUMN last_event INTEGER NOT NULL DEFAULT 0",
         "UPDATE tasks SET last_event = (SELECT max(event_id) FROM events WHERE task_id = tasks.task_id)",
         "ALTER TABLE events ADD COLUMN previous INTEGER",
@@ -127,7 +130,8 @@ MIGRATIONS = (
     ),
 )
 
-# The same for a short while, and in memory only: `temp` is the connection's own database.
+# A second full-text index, of `recent_words`: filled anew for each query, in memory (`temp` is the
+# connection's own database).
 RECENT_INDEX = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS temp.recent_index USING fts5(words, content='', tokenize='unicode61')"
 )

@@ -1,4 +1,6 @@
-"""The tasks, and the artifacts that go with them. A public method writes in one transaction, or not at all.
+"""The tasks, and the artifacts that go with them.
+
+A public method writes in one transaction, or one part of a group commit, or not at all.
 
 The statements are in the plain dialect that PostgreSQL understands too (the full-text index apart), with
 values only as parameters; the tables are schema.py's, the connection database.py's. Nothing here knows
@@ -127,8 +129,9 @@ class Store:
     def together(self) -> AbstractContextManager[None]:
         """Commit all that this thread changes inside the block at once, when it ends.
 
-        Nothing may be acknowledged before. Raises Alone when nothing was changed: each call is then to be
-        made again, alone; also when one is of a kind that must be.
+        Nothing may be acknowledged before. Raises Alone if nothing could be committed: nothing was changed,
+        and each call is to be made again by itself. A call inside that raises Alone was undone; the caller
+        catches that in the block, and the others go on.
         """
         return self._db.together()
 

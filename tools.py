@@ -128,8 +128,9 @@ Run = Callable[[Any, Workplace], Answer]
 class Tool(NamedTuple):
     """A tool as it is listed and called; `run` takes the validated arguments.
 
-    Calls of `quick` tools may be answered together, with one commit: they take no longer than their
-    statements, or say so, and touch nothing but the database.
+    Calls of `quick` tools may be answered together, with one commit. So they must not wait for anything but
+    the database and a bounded read of a file, and must tell nobody of a change before it is committed; where
+    one has more to do it calls Store.require_alone first. Their answers are never a Wait.
     """
 
     name: str
@@ -411,8 +412,7 @@ def task_brief(store: Store, task_id: str, max_chars: int = BRIEF_CHARACTERS) ->
 
 def _brief(store: Store, task: Task, owner_state: OwnerState | None, max_chars: int) -> JsonObject:
     author, written_at, then = store.last_checkpoint_facts(task.task_id)
-    if task.repo_path is not None:
-        store.require_alone()  # git takes its time
+    _require_time_for_git(store, task.repo_path)
     background = Background(owner_state, author, written_at, drift(task.repo_path, then))
     return resume_brief(task, background, max_chars, time.time())
 
@@ -472,9 +472,14 @@ def _claimed(store: Store, claim: Claim) -> JsonObject:
 def _work_tree(store: Store, task_id: str) -> JsonObject | None:
     """Return the state of the task's work tree, to be kept with a checkpoint."""
     path = store.repo_path(task_id)
-    if path is not None:
-        store.require_alone()  # git takes its time
+    _require_time_for_git(store, path)
     return observe(path)
+
+
+def _require_time_for_git(store: Store, repo_path: str | None) -> None:
+    """Raise Alone where git will be asked and others would wait for it."""
+    if repo_path is not None:
+        store.require_alone()
 
 
 def _view(arguments: GetTask) -> str:

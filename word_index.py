@@ -1,11 +1,12 @@
 """The full-text index: what a query looks into, and how the index is kept up to date.
 
-However little there is to index, FTS5 writes four pages for it, and a commit writes and syncs each of them
-twice. So a change only puts its words down in the table `recent_words`, and the index is told of
-WORDS_AT_ONCE changes together. A query looks into both: into the index, and into the recent words, which are
-indexed in memory for it. The index is numbered by `changed`, the number of a task's latest event, so that
-the newest change comes first without sorting, however many tasks a word occurs in; and whatever is recent is
-newer than all that the index was told.
+However little there is to index, FTS5 writes four pages for it, and a commit writes each page twice, to the
+journal and to the file. So a change only puts its words down in the table `recent_words`, and about every
+CHANGES_AT_ONCE events, or with a long text, the index is told of all that waits there. A query looks into
+both: the recent words are indexed in memory for it. Entries are numbered by `changed`, the event of a task's
+latest change, so that the newest comes first without sorting; new words that wait are newer than all that is
+indexed. Old words that the index has yet to forget are not found: a query joins by the number, and no task
+has theirs any more.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from database import Database, Statement
 from models import Task
 from schema import RECENT_INDEX
 
-WORDS_AT_ONCE = 32  # changes
-_LONG = 4000  # characters: a change with more of them does not wait, since a query would have to index it
+CHANGES_AT_ONCE = 32  # about: by event number
+LONG_CHARACTERS = 4000  # a longer text is indexed at once, with all that waits: no query should have to
 
-# Where a query looks for words, newest changes first: a table of each has the column `words`.
+# The two full-text indexes that a query looks into, in this order: what is in the first is newer.
 RECENT, INDEXED = "temp.recent_index", "task_words"
 
 # Before a query, and in the same transaction: what makes RECENT.
@@ -29,14 +30,14 @@ GATHER_RECENT: tuple[Statement, ...] = tuple(
     for statement in (
         RECENT_INDEX,
         f"INSERT INTO {RECENT} (recent_index) VALUES ('delete-all')",
-        f"INSERT INTO {RECENT} (rowid, words) SELECT changed, words FROM recent_words WHERE is_new = 1",
+        f"INSERT INTO {RECENT} (rowid, words) SELECT changed, words FROM recent_words WHERE is_added = 1",
     )
 )
 
-_FORGET = "INSERT INTO task_words (task_words, rowid, words) SELECT 'delete', changed, words "
 _TELL_INDEX = (
-    f"{_FORGET}FROM recent_words WHERE is_new = 0",
-    "INSERT INTO task_words (rowid, words) SELECT changed, words FROM recent_words WHERE is_new = 1",
+    """INSERT INTO task_words (task_words, rowid, words)
+    SELECT 'delete', changed, words FROM recent_words WHERE is_added = 0""",
+    "INSERT INTO task_words (rowid, words) SELECT changed, words FROM recent_words WHERE is_added = 1",
     "DELETE FROM recent_words",
 )
 
@@ -51,7 +52,7 @@ class WordIndex:
         """Make a task findable by its words."""
         words = words_of(task)
         self._note(changed, True, words)
-        if changed % WORDS_AT_ONCE == 0 or len(words) > _LONG:
+        if changed % CHANGES_AT_ONCE == 0 or len(words) > LONG_CHARACTERS:
             for statement in _TELL_INDEX:
                 self._db.execute(statement)
 
@@ -62,9 +63,9 @@ class WordIndex:
         else:
             self._note(changed, False, words_of(task))
 
-    def _note(self, changed: int, is_new: bool, words: str) -> None:
-        insert = "INSERT INTO recent_words (changed, is_new, words) VALUES (?, ?, ?)"
-        self._db.execute(insert, (changed, is_new, words))
+    def _note(self, changed: int, is_added: bool, words: str) -> None:
+        insert = "INSERT INTO recent_words (changed, is_added, words) VALUES (?, ?, ?)"
+        self._db.execute(insert, (changed, is_added, words))
 
 
 def words_of(task: Task) -> str:

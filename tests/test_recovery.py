@@ -476,6 +476,10 @@ def index_all(state: Path) -> None:
     execute(state, "DELETE FROM recent_words")
 
 
+def break_a_history(state: Path) -> None:
+    execute(state, "UPDATE tasks SET last_event = born WHERE task_id = 't1'")
+
+
 def lose_words(state: Path) -> None:
     index_all(state)
     execute(
@@ -514,6 +518,7 @@ def spoil_page_of(state: Path, table: str) -> None:
         (spoil_a_name, "task t2, artifact 2 (../?): no file has such a name", 1),
         (lose_a_row_of_an_index, "database: row 1 missing from index tasks_status", 1),
         (lose_a_reference, "database: row 1 of events refers to no row of tasks", 1),
+        (break_a_history, "task t1: its history is not whole", None),
         (lose_recent_words, "task t3: the full-text index does not have it", None),
         (lose_words, "task t3: the full-text index does not have it", None),
         (spoil_words, "database: the full-text index is damaged", None),

@@ -168,7 +168,7 @@ def empty_store(tmp_path: Path) -> Iterator[Store]:
 def _words_are_indexed_often() -> Iterator[None]:
     """Have the full-text index told of changes so often that these tests see it happen."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(word_index, "WORDS_AT_ONCE", 2)
+        patch.setattr(word_index, "CHANGES_AT_ONCE", 2)
         yield
 
 

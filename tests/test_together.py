@@ -7,10 +7,13 @@ import os
 import signal
 import socket
 import sqlite3
+import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from itertools import count
@@ -18,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PATIENCE, HttpServer, JsonObject, request, turn_taken, wait_until
+from support import PATIENCE, HttpServer, JsonObject, request, thread_count, turn_taken, wait_until
 
 from database import Row
 from dispatcher import Dispatcher
 from errors import Alone, Conflict, NotFound, StorageError
 from methods import TaskMethods
 from models import NewTask, TaskFilter
-from protocol import BY_DATE, Peer
+from protocol import BY_DATE, Peer, Received
 from store import Store
 from tools import Workplace
 
@@ -51,23 +54,27 @@ def task_ids(store: Store) -> list[str]:
 
 
 def commits(folder: Path) -> int:
-    """Return how often the database was changed, as its header counts it."""
+    """Return how often the database was changed, as its header counts it.
+
+    Not for a store of this process: closing the file drops SQLite's locks.
+    """
     with (folder / "tasks.db").open("rb") as file:
         return int.from_bytes(file.read(28)[24:], "big")
 
 
-def replace_statement(
-    patch: pytest.MonkeyPatch, store: Store, start: str, replacement: Callable[[], None]
-) -> None:
-    """Have `replacement` run in place of the statements that begin with `start`."""
+def before_statement(patch: pytest.MonkeyPatch, store: Store, start: str, act: Callable[[], None]) -> None:
+    """Have `act` run before each statement that begins with `start`; if it raises, in place of it."""
     execute = store._db.execute
 
     def hooked(statement: str, values: Sequence[Any] = ()) -> list[Row]:
         if statement.startswith(start):
-            replacement()
+            act()
         return execute(statement, values)
 
     patch.setattr(store._db, "execute", hooked)
+
+
+LOOK = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT task_id FROM tasks'))"
 
 
 def do_together(store: Store, *changes: Callable[[], object]) -> None:
@@ -82,29 +89,37 @@ def full_disk() -> None:
     raise error
 
 
-def test_changes_made_together_are_committed_once(store: Store, tmp_path: Path) -> None:
+@pytest.fixture
+def committed(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Return a list that grows by one with each COMMIT of the store."""
+    commits: list[None] = []
+    before_statement(monkeypatch, store, "COMMIT", lambda: commits.append(None))
+    return commits
+
+
+def test_changes_made_together_are_committed_once(
+    store: Store, committed: list[None], tmp_path: Path
+) -> None:
     """However many changes a group makes, there is one commit, and before it nobody else sees any of them."""
-    before = commits(tmp_path)
     with store.together():
         for number in range(5):
             store.create_task(new_task(f"new{number}"))
             assert store.get_task(f"new{number}").version == 1
         assert store.list_tasks(TaskFilter(), 10, None)[1] == 6
-        assert commits(tmp_path) == before
-        with sqlite3.connect(tmp_path / "tasks.db") as other:
-            assert other.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
-    assert commits(tmp_path) == before + 1
+        assert not committed
+        seen = subprocess.check_output([sys.executable, "-c", LOOK, str(tmp_path / "tasks.db")])
+        assert seen == b"('t',)\n"
+    assert len(committed) == 1
     assert task_ids(store) == ["new0", "new1", "new2", "new3", "new4", "t"]
 
 
-def test_a_group_that_only_reads_commits_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_group_that_only_reads_commits_nothing(store: Store, committed: list[None], tmp_path: Path) -> None:
     """Reads in a group take no turn and write nothing."""
-    before = commits(tmp_path)
     with turn_taken(tmp_path), store.together():
         assert store.get_task("t").title == "Title"
         with pytest.raises(NotFound):
             store.get_task("nobody")
-    assert commits(tmp_path) == before
+    assert not committed
 
 
 def test_a_change_that_is_refused_is_undone_alone(store: Store) -> None:
@@ -123,7 +138,7 @@ def test_what_fails_half_way_is_undone_alone(store: Store, monkeypatch: pytest.M
     with store.together():
         store.create_task(new_task("before"))
         with monkeypatch.context() as patch:
-            replace_statement(patch, store, "INSERT INTO recent_words", full_disk)
+            before_statement(patch, store, "INSERT INTO recent_words", full_disk)
             with pytest.raises(StorageError):
                 store.create_task(new_task("half"))
         store.create_task(new_task("after"))
@@ -145,8 +160,8 @@ def test_a_group_that_is_lost_changes_nothing(
     def change() -> None:
         store.create_task(new_task("before"))
         with monkeypatch.context() as patch:
-            replace_statement(patch, store, "INSERT INTO recent_words", full_disk)
-            replace_statement(patch, store, start, undo_all)
+            before_statement(patch, store, "INSERT INTO recent_words", full_disk)
+            before_statement(patch, store, start, undo_all)
             with pytest.raises(StorageError):
                 store.create_task(new_task("half"))
         with pytest.raises(Alone):
@@ -162,7 +177,7 @@ def test_a_group_that_is_lost_changes_nothing(
 def test_a_commit_that_fails_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the one commit fails, none of the changes is there, and each may be made again alone."""
     with monkeypatch.context() as patch:
-        replace_statement(patch, store, "COMMIT", full_disk)
+        before_statement(patch, store, "COMMIT", full_disk)
         with pytest.raises(Alone):
             do_together(store, *(partial(store.create_task, new_task(task_id)) for task_id in ("one", "two")))
     assert task_ids(store) == ["t"]
@@ -194,13 +209,19 @@ def test_a_group_does_not_wait_long_for_its_turn(store: Store, tmp_path: Path) -
 def test_a_group_is_its_threads_own(store: Store) -> None:
     """Another thread neither joins a group nor sees it before it is committed."""
     seen: list[list[str]] = []
-    other = threading.Thread(target=lambda: seen.append(task_ids(store)))
+
+    def look() -> None:
+        store.require_alone()
+        seen.append(task_ids(store))
+
+    other = threading.Thread(target=look)
     with store.together():
         store.create_task(new_task("one"))
         other.start()
+        other.join(0.1)  # long enough to see what it must not
+        assert (other.is_alive(), seen) == (True, [])
         with pytest.raises(Alone):
             store.require_alone()
-        assert seen == []
     other.join()
     store.require_alone()
     assert seen == [["one", "t"]]
@@ -222,8 +243,13 @@ def called(tool: str, request_id: int = 1, **arguments: Any) -> JsonObject:
     return request("tools/call", {"name": tool, "arguments": arguments}, request_id)
 
 
-def answers_to(server: HttpServer, *messages: Any) -> list[Any]:
-    """Have messages arrive in the same moment, each on its own connection; return the answers in order."""
+def answers_to(
+    server: HttpServer, *messages: Any, meanwhile: Callable[[], object] = lambda: None
+) -> list[Any]:
+    """Have messages arrive in the same moment, each on its own connection; return the answers in order.
+
+    `meanwhile` is called as soon as they have arrived.
+    """
     with ExitStack() as ends:
         clients = [
             ends.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
@@ -237,6 +263,7 @@ def answers_to(server: HttpServer, *messages: Any) -> list[Any]:
         for client, message in zip(clients, messages, strict=True):
             client.sendall(posted(message))
         server.process.send_signal(signal.SIGCONT)
+        meanwhile()
         return [read_body(client) for client in clients]
 
 
@@ -353,13 +380,45 @@ def test_a_group_that_meets_a_writer_is_answered_all_the_same(tmp_path: Path) ->
     """Calls that come together while another process writes wait each alone, and none is lost."""
     with HttpServer(tmp_path) as server:
         server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
-        turn = turn_taken(tmp_path)
-        turn.__enter__()
-        release = threading.Timer(0.2, turn.__exit__, (None, None, None))
-        release.start()
         creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(8)]
-        assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 8
-        release.join()
+        with ExitStack() as turn:
+            turn.enter_context(turn_taken(tmp_path))
+            release = threading.Timer(0.2, turn.close)  # longer than a group waits
+            answers = answers_to(server, *creates, meanwhile=release.start)
+            release.join()
+        assert [told(answer)["version"] for answer in answers] == [1] * 8
+
+
+FEW = "import config\nconfig.SLOW_ANSWERS = 1\nconfig.QUEUED_REQUESTS = 1\n"
+
+
+def test_clients_that_go_while_their_requests_wait_do_no_harm(tmp_path: Path) -> None:
+    """A service that has no place for a request goes on when the client is gone before it can be told so."""
+    with HttpServer(tmp_path, prelude=FEW) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        with ExitStack() as ends:
+            clients = [
+                ends.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+                for _ in range(12)
+            ]
+            handoff = called("handoff_task", task_id="t", from_agent="a", to_agent="b", reason="r")
+            usual = thread_count(server)
+            with turn_taken(tmp_path):
+                server.process.send_signal(signal.SIGSTOP)
+                os.waitpid(server.process.pid, os.WUNTRACED)
+                clients[0].sendall(posted(called("create_task", task_id="n", title="T", goal="G")))
+                for client in clients[1:]:
+                    client.sendall(posted(handoff))
+                server.process.send_signal(signal.SIGCONT)
+                wait_until(lambda: thread_count(server) > usual, "the group waits for its turn")
+                for client in clients[1:]:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    client.close()
+                wait_until(lambda: server.request("GET", "/health")[0] == 200, "others are served")
+            assert read_body(clients[0]) is not None
+        wait_until(lambda: server.post(called("get_task", task_id="t"))[0] == 200, "there is room again")
+        assert server.terminate() == 0
+        assert server.stderr().count("\n") == 1
 
 
 FAILS_ONCE = """
@@ -423,7 +482,7 @@ def test_a_service_that_is_killed_among_many_writers_loses_nothing(tmp_path: Pat
             server.process.kill()
             for writer in writers:
                 writer.join()
-    with sqlite3.connect(tmp_path / "tasks.db") as database:
+    with closing(sqlite3.connect(tmp_path / "tasks.db")) as database:
         stored = {task_id for (task_id,) in database.execute("SELECT task_id FROM tasks")}
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert set(acknowledged) <= stored
@@ -464,9 +523,9 @@ def test_what_takes_long_or_tells_others_is_answered_alone(store: Store) -> None
     peer.revision = BY_DATE["2025-06-18"]
     dispatcher.prepare()
     before = store.last_position()
-    alone = dispatcher.handle_together([(json.dumps(message).encode(), peer, None) for message in ALONE])
+    alone = dispatcher.handle_together([Received(json.dumps(message).encode(), peer) for message in ALONE])
     assert alone == [None] * len(ALONE)
     assert store.last_position() == before
-    replies = dispatcher.handle_together([(json.dumps(one).encode(), peer, None) for one in TOGETHER])
+    replies = dispatcher.handle_together([Received(json.dumps(one).encode(), peer) for one in TOGETHER])
     assert all(reply is not None and b'"result"' in reply.body for reply in replies)
     assert store.last_position() == before + 3
