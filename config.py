@@ -42,6 +42,9 @@ TEXT_BYTES = 256 * KIB  # one text field or list entry, as UTF-8
 LIST_ENTRIES = 1000  # one list argument
 ARTIFACT_BYTES = 64 * MIB  # by path; by content the message limit is the smaller one
 
+# --- What is answered together ------------------------------------------------------------------------
+GROUPED_BYTES = 64 * KIB  # a larger message, or a call for a larger task, is answered alone
+
 # --- What a task may hold -----------------------------------------------------------------------------
 MERGED_LIST_ENTRIES = 10_000  # a list that checkpoints append to
 TASK_ARTIFACTS = 1000

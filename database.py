@@ -29,9 +29,10 @@ from log import say
 Row = tuple[Any, ...]
 Statement = tuple[str, Sequence[Any]]
 T = TypeVar("T")
+_IsRecorded = Callable[[], bool]  # reads back whether a commit of unknown outcome took place
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 2e-3  # seconds between two attempts to get a lock
-_GROUP_SECONDS = 0.1  # a group waits this long for other writers; then its calls are made one by one
+_GROUP_SECONDS = 0.25  # a group waits this long for others, in all; then its calls are made one by one
 _TRY_LATER = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -74,7 +75,7 @@ class Database:
         self._has_failed = False
         self._is_open = False
         self._commits = 0  # of ours; SQLite's own count of changes has those of temporary tables, too
-        self._errors_told = _ErrorsTold(self._tell)
+        self._errors_told = _ErrorsTold(self._tell, self._tell_busy)
         self._groups: dict[int, _Group] = {}  # of transactions that are committed together, by thread
         with self._opening():
             self._connection = self._connect()
@@ -99,7 +100,7 @@ class Database:
             self._turns.close()
             self._writer.release()
 
-    def transaction(self, is_recorded: Callable[[], bool] | None = None) -> AbstractContextManager[None]:
+    def transaction(self, is_recorded: _IsRecorded | None = None) -> AbstractContextManager[None]:
         """One write, all or nothing: committed when the block ends well, rolled back otherwise.
 
         `is_recorded` reads back, after a commit of unknown outcome, whether it took place. Raises Busy
@@ -107,10 +108,10 @@ class Database:
         promised any more.
 
         Inside `together` it is a part of the group: undone alone if the block raises, else committed with
-        the others; `is_recorded` is not asked. Raises Alone there if the group is lost.
+        the others. Raises Alone there if the group is lost, or has no time to wait.
         """
         group = self._own_group()
-        return self._transaction(self._deadline(), is_recorded) if group is None else group.part()
+        return self._transaction(self._deadline(), is_recorded) if group is None else group.part(is_recorded)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -120,7 +121,7 @@ class Database:
         ended. Raises Alone if the group could not begin in _GROUP_SECONDS, was undone, or could not be
         committed: nothing is changed then.
         """
-        group = self._groups[threading.get_ident()] = _Group(self._group_transaction, self._savepoint)
+        group = self._groups[threading.get_ident()] = _Group(self._transaction, self._savepoint)
         try:
             with group.whole():
                 yield
@@ -263,9 +264,6 @@ class Database:
     def _own_group(self) -> _Group | None:
         return self._groups.get(threading.get_ident()) if self._groups else None
 
-    def _group_transaction(self) -> AbstractContextManager[None]:
-        return self._transaction(time.monotonic() + _GROUP_SECONDS, None)
-
     @contextmanager
     def _savepoint(self, on_lost: Callable[[], None]) -> Iterator[None]:
         """Undo what the block does if it raises; calls `on_lost` if the whole transaction is gone then."""
@@ -279,7 +277,11 @@ class Database:
                 else:
                     self._undo_part(on_lost)
                 raise
-            self.execute("RELEASE part")
+            try:
+                self.execute("RELEASE part")
+            except BaseException:
+                on_lost()  # what is refused must not be committed with the others
+                raise
 
     def _undo_part(self, on_lost: Callable[[], None]) -> None:
         try:
@@ -379,6 +381,8 @@ class Database:
     # --- Waiting and errors ---------------------------------------------------------------------------
 
     def _deadline(self) -> float:
+        if (group := self._own_group()) is not None:
+            return group.deadline
         return time.monotonic() + (BUSY_SECONDS if self._patience is None else self._patience)
 
     def _patiently(self, deadline: float, attempt: Callable[[], T]) -> T:
@@ -393,11 +397,15 @@ class Database:
             time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 (jitter, not a secret)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def _tell_busy(self) -> NoReturn:
+        self.require_alone()  # where there is more time to wait
+        raise _busy() from None
+
     def _tell(self, error: sqlite3.Error) -> NoReturn:
         """Turn what SQLite raised into what an agent can act on, or into the end of the process."""
         code = _primary_code(error)
         if code in _TRY_LATER:
-            raise _busy() from error
+            self._tell_busy()
         if getattr(error, "sqlite_errorcode", 0) in _UNSYNCED:
             self._fail(f"input/output error ({error})", error)
         if code in _DAMAGED:
@@ -415,15 +423,16 @@ class Database:
 class _ErrorsTold:
     """Has the errors of SQLite and of waiting told in its block. Written out, since every read passes it."""
 
-    def __init__(self, tell: Callable[[sqlite3.Error], NoReturn]) -> None:
+    def __init__(self, tell: Callable[[sqlite3.Error], NoReturn], tell_busy: Callable[[], NoReturn]) -> None:
         self._tell = tell
+        self._tell_busy = tell_busy
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TimeoutError):
-            raise _busy() from None
+            self._tell_busy()
         if isinstance(error, sqlite3.Error):
             self._tell(error)
 
@@ -433,12 +442,14 @@ class _Group:
 
     def __init__(
         self,
-        begin: Callable[[], AbstractContextManager[None]],
+        begin: Callable[[float, _IsRecorded], AbstractContextManager[None]],
         savepoint: Callable[[Callable[[], None]], AbstractContextManager[None]],
     ) -> None:
         self._begin = begin
         self._savepoint = savepoint
         self._stack = ExitStack()
+        self.deadline = time.monotonic() + _GROUP_SECONDS  # for all its waits, those of its reads included
+        self._are_recorded: list[_IsRecorded | None] = []  # of the parts
         self._has_begun = False
         self._is_lost = False  # SQLite has undone all of it, or it could not begin
 
@@ -450,20 +461,25 @@ class _Group:
             if self._is_lost:
                 raise Alone
 
-    def part(self) -> AbstractContextManager[None]:
+    def part(self, is_recorded: _IsRecorded | None) -> AbstractContextManager[None]:
         """Return a context that undoes what it holds, and only that, if it raises.
 
-        The first one begins the group. Raises Alone once the group is lost.
+        The first one begins the group. Raises Alone once the group is lost. `is_recorded` is as in
+        Database.transaction: after a commit of unknown outcome all parts are read back.
         """
+        self._are_recorded.append(is_recorded)
         if not self._has_begun:
             self._has_begun = True
             try:
-                self._stack.enter_context(self._begin())
-            except ToolError:  # each will find out for itself
+                self._stack.enter_context(self._begin(self.deadline, self._is_recorded))
+            except (ToolError, Alone):  # each will find out for itself
                 self._lose()
         if self._is_lost:
             raise Alone
         return self._savepoint(self._lose)
+
+    def _is_recorded(self) -> bool:
+        return all(is_recorded is not None and is_recorded() for is_recorded in self._are_recorded)
 
     def _lose(self) -> None:
         self._is_lost = True
@@ -511,8 +527,13 @@ class DatabaseCopy(Database):
         return copy
 
     def _prepare(self) -> None:
-        if self._schema_version() < len(self._migrations):
+        version = self._schema_version()
+        if not version:
             raise StoreFailure(f"{self._path} holds no tasks yet: no server has used it")
+        if version < len(self._migrations):  # the copy is brought up to date, the original stays as it is
+            self.execute("BEGIN")
+            self._migrate()
+            self.execute("COMMIT")
 
 
 # What tells whose file it is, and whether it is anybody's.

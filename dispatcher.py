@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from config import BATCH_ANSWER_BYTES, BATCH_MESSAGES
+from config import BATCH_ANSWER_BYTES, BATCH_MESSAGES, GROUPED_BYTES
 from eras import handshake_revision, has_envelope, is_stateless_claim, names_stateless, revision_of
 from errors import Alone, StoreBusy, StoreFailure
 from log import say, say_exception
@@ -119,6 +119,8 @@ class Dispatcher:
             return [None] * len(messages)
 
     def _handle_in_group(self, message: Received) -> Reply | None:
+        if len(message.raw) > GROUPED_BYTES:
+            return None
         try:
             return self.handle(*message)
         except Alone:

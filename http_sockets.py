@@ -70,7 +70,7 @@ _LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for slow ans
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
-_ANSWERED_TOGETHER = 16  # requests; more wait a turn, so that the first need not wait for all
+_ANSWERED_TOGETHER = 32  # requests; more wait a turn, so that the first need not wait for all
 _TURNED_AWAY = 32  # connections that may be told at one time that there are too many
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PING = b":\n\n"  # a comment, which every event stream parser ignores
@@ -200,6 +200,7 @@ class HttpService:
         self._most_connections = _allowed_connections()
         self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
         self._arrived: deque[_Asked] = deque()  # to be answered by the loop
+        self._is_grouping = False  # some are being answered together
         self._wake_end, self._woken_end = socket.socketpair()
         self._watcher_woken, self._watcher_wake = os.pipe()  # for the thread that watches the loop
         self._failure: StoreFailure | None = None
@@ -300,7 +301,8 @@ class HttpService:
 
     def _turn(self, seconds: float) -> None:
         # Calls and requests may be left: from a loop that was relieved, or more than one turn answers.
-        for key, events in self._selector.select(0 if self._calls or self._arrived else seconds):
+        is_due = bool(self._calls or (self._arrived and not self._is_grouping))
+        for key, events in self._selector.select(0 if is_due else seconds):
             if isinstance(key.data, Connection):
                 if events & selectors.EVENT_WRITE:
                     self._flush(key.data)
@@ -313,9 +315,22 @@ class HttpService:
         for _ in range(len(self._calls)):  # those that these bring forth wait until others had their turn
             if self._calls:  # another thread may have been the loop for a while
                 self._calls.popleft()()
-        if self._arrived:
-            together = [self._arrived.popleft() for _ in range(min(len(self._arrived), _ANSWERED_TOGETHER))]
-            self._answer_as_loop(lambda: self._answer_together(together))
+        if self._arrived and not self._is_grouping:
+            self._answer_arrived()
+
+    def _answer_arrived(self) -> None:
+        """Answer requests that wait for it; meanwhile others gather, which would wait for these anyway."""
+        together = [self._arrived.popleft() for _ in range(min(len(self._arrived), _ANSWERED_TOGETHER))]
+        if self._is_stopping:  # nobody would relieve this thread, and it must stay the loop
+            threading.Thread(target=self._answer_together, args=(together,), daemon=True).start()
+        elif self._slow >= SLOW_ANSWERS:  # since they arrived
+            for asked in together:
+                self._calls.append(partial(self._take_up, asked, self._answer_alone))
+        elif len(together) == 1:
+            self._answer_alone(together[0])
+        else:
+            self._is_grouping = True
+            self._answer_as_loop(partial(self._answer_together, together))
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
@@ -398,7 +413,11 @@ class HttpService:
         connection.state = State.ANSWERING
         connection.is_last = not head.keep_alive
         connection.deadline = float("inf")
-        self._take_up(_Asked(connection, Request(head, body)), self._arrived.append)
+        asked = _Asked(connection, Request(head, body))
+        if self._application.is_urgent(head):  # it must not wait for those that it came with
+            self._calls.append(partial(self._take_up, asked, self._answer_alone))
+        else:
+            self._take_up(asked, self._arrived.append)
 
     def _take_up(self, asked: _Asked, go_on: Callable[[_Asked], None]) -> None:
         """Let `go_on` have a request, unless slow answers are so many that it must wait, or be refused."""
@@ -528,8 +547,6 @@ class HttpService:
         deadline = time.monotonic() + DRAIN_SECONDS
         # What is said then may wait for the database, and the process must not.
         threading.Thread(target=self._tell_application, name="stopping", daemon=True).start()
-        while self._arrived:
-            self._take_up(self._arrived.popleft(), self._answer_alone)
         while (
             (is_busy := not self._is_told or self._is_answering())
             and time.monotonic() < deadline
@@ -590,9 +607,6 @@ class HttpService:
 
     def _answer_together(self, together: list[_Asked]) -> None:
         """Answer requests, and leave those to the loop that are to be answered alone."""
-        if len(together) == 1:
-            self._answer_request(*together[0])
-            return
         answers: Sequence[Response | None] = [None] * len(together)
         try:
             answers = self._application.respond_together([request for _, request in together])
@@ -601,11 +615,15 @@ class HttpService:
             return
         except Exception:
             say_exception()
+        finally:
+            self._is_grouping = False
         for asked, answer in zip(together, answers, strict=True):
             if answer is not None:
                 self._deliver(*asked, answer)
             else:
                 self._call(partial(self._take_up, asked, self._answer_alone))
+        if self._arrived:
+            self._wake()
 
     def _answer_alone(self, asked: _Asked) -> None:
         self._answer_as_loop(partial(self._answer_request, *asked))

@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import lifecycle
 from artifact_files import ArtifactFiles, KeptFile
-from config import DEFAULT_AGENT_IDLE_SECONDS, HEALTH_SECONDS, ID_CHARACTERS, TASK_ARTIFACTS
+from config import DEFAULT_AGENT_IDLE_SECONDS, GROUPED_BYTES, HEALTH_SECONDS, ID_CHARACTERS, TASK_ARTIFACTS
 from database import Database, Row
 from dependencies import Dependencies
 from errors import Busy, Conflict, InvalidArguments, NotFound, StorageError, TooLarge
@@ -362,6 +362,7 @@ class Store:
         if not rows:
             raise _no_such_task(task_id)
         *row, is_in_progress, session_id = rows[0]
+        self._require_small(row)
         if not is_in_progress or session_id is None:
             return tuple(row), None
         return tuple(row), self._presence.states([session_id], self._db.fetch)[session_id]
@@ -401,6 +402,7 @@ class Store:
                 "Checkpoints are numbered from 1; get_task with view history lists them.",
             )
         agent, created_at, progress, dropped_steps = rows[0]
+        self._require_small(rows[0])
         return Checkpoint(
             task_id=task_id,
             number=number,
@@ -531,7 +533,13 @@ class Store:
         )
         if row is None:
             raise _no_such_task(task_id)
+        self._require_small(row)
         return _Loaded(task_of(row[:-6]), *row[-6:])
+
+    def _require_small(self, row: Sequence[Any]) -> None:
+        """Have a call for much text made alone: others must not wait for it."""
+        if sum(len(value) for value in row if isinstance(value, str)) > GROUPED_BYTES:
+            self._db.require_alone()
 
     def _made_by(self, task_id: str, call: str) -> JsonObject:
         """Return what the latest change of a task answered beside the task, if that was this call."""

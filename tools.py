@@ -129,8 +129,8 @@ class Tool(NamedTuple):
     """A tool as it is listed and called; `run` takes the validated arguments.
 
     Calls of `quick` tools may be answered together, with one commit. So they must not wait for anything but
-    the database and a bounded read of a file, and must tell nobody of a change before it is committed; where
-    one has more to do it calls Store.require_alone first. Their answers are never a Wait.
+    the database, and must tell nobody of a change before it is committed; where one has more to do it calls
+    Store.require_alone first. Their answers are never a Wait.
     """
 
     name: str
@@ -539,6 +539,7 @@ def _content_bytes(arguments: AttachArtifact) -> bytes:
 
 def _artifact_chunk(store: Store, task_id: str, number: int, offset: int) -> JsonObject:
     """Return one chunk of an artifact: text cut between characters, anything else as base64."""
+    store.require_alone()  # files may be slow, or hang
     artifact, chunk = store.read_artifact(task_id, number, offset, ARTIFACT_CHUNK_BYTES)
     answer: JsonObject = {"task_id": task_id, "artifact": artifact.model_dump(), "offset": offset}
     if artifact.encoding == "utf-8":

@@ -9,6 +9,8 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 import unicodedata
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import JsonObject, server_script, stdio
+from support import PATIENCE, SERVER, JsonObject, environment, server_script, stdio
 
 import artifact_files
 import schema
@@ -521,6 +523,11 @@ def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
     older.close()
     with closing(sqlite3.connect(tmp_path / "tasks.db")) as connection:
         connection.executescript(BACK_TO_VERSION_2)
+    kept = (tmp_path / "tasks.db").read_bytes()
+    for command in (["--verify"], ["--backup", str(tmp_path / "backup")]):
+        done = subprocess.run([sys.executable, SERVER, *command], env=environment(tmp_path), timeout=PATIENCE)
+        assert done.returncode == 0
+    assert (tmp_path / "tasks.db").read_bytes() == kept
     store = open_store(tmp_path)
     assert dump(store) == before
     assert_consistent(store)

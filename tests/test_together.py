@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from support import PATIENCE, HttpServer, JsonObject, request, thread_count, turn_taken, wait_until
 
+from config import GROUPED_BYTES
 from database import Row
 from dispatcher import Dispatcher
 from errors import Alone, Conflict, NotFound, StorageError
@@ -183,6 +184,57 @@ def test_a_commit_that_fails_changes_nothing(store: Store, monkeypatch: pytest.M
     assert task_ids(store) == ["t"]
     store.create_task(new_task("one"))
     assert task_ids(store) == ["one", "t"]
+
+
+def test_a_change_that_cannot_be_settled_takes_the_group_with_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that is refused at its very end is not committed with the others."""
+
+    def change() -> None:
+        store.create_task(new_task("before"))
+        with monkeypatch.context() as patch:
+            before_statement(patch, store, "RELEASE", full_disk)
+            with pytest.raises(StorageError):
+                store.create_task(new_task("refused"))
+
+    with pytest.raises(Alone):
+        do_together(store, change)
+    assert task_ids(store) == ["t"]
+
+
+@pytest.mark.parametrize("has_happened", [True, False])
+def test_a_commit_of_unknown_outcome_is_read_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, has_happened: bool
+) -> None:
+    """When a commit fails, a group is taken as committed only if all that it changed is found stored."""
+
+    def fail() -> None:
+        if has_happened:
+            store._db._connection.execute("COMMIT")
+        full_disk()
+
+    creates = [partial(store.create_task, new_task(task_id)) for task_id in ("one", "two")]
+    with monkeypatch.context() as patch:
+        before_statement(patch, store, "COMMIT", fail)
+        if has_happened:
+            do_together(store, *creates)
+        else:
+            with pytest.raises(Alone):
+                do_together(store, *creates)
+    assert task_ids(store) == (["one", "t", "two"] if has_happened else ["t"])
+
+
+def test_reads_in_a_group_do_not_wait_long(store: Store, tmp_path: Path) -> None:
+    """While others keep the whole database, the calls of a group are soon told to wait each alone."""
+    started = time.monotonic()
+    with closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with store.together():
+            for _ in range(20):
+                with pytest.raises(Alone):
+                    store.get_task("t")
+    assert time.monotonic() - started < PATIENCE / 20
 
 
 def test_an_error_of_ours_undoes_the_group(store: Store) -> None:
@@ -389,6 +441,26 @@ def test_a_group_that_meets_a_writer_is_answered_all_the_same(tmp_path: Path) ->
         assert [told(answer)["version"] for answer in answers] == [1] * 8
 
 
+def test_a_service_that_is_told_to_stop_answers_the_crowd(tmp_path: Path) -> None:
+    """SIGTERM while more requests wait than are answered together: each is answered, then the exit is 0."""
+    with HttpServer(tmp_path) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(80)]
+        with ExitStack() as turn:
+            turn.enter_context(turn_taken(tmp_path))
+            release = threading.Timer(0.5, turn.close)
+
+            def stop() -> None:
+                server.process.terminate()
+                release.start()
+
+            answers = answers_to(server, *creates, meanwhile=stop)
+            release.join()
+        assert [told(answer)["version"] for answer in answers] == [1] * 80
+        assert server.process.wait(PATIENCE) == 0
+        assert server.stderr().count("\n") == 1
+
+
 FEW = "import config\nconfig.SLOW_ANSWERS = 1\nconfig.QUEUED_REQUESTS = 1\n"
 
 
@@ -499,6 +571,10 @@ ALONE: list[JsonObject] = [
     called("list_tasks"),
     called("save_checkpoint", task_id="r", agent="a"),
     called("get_task", task_id="r", view="resume"),
+    called("get_task", task_id="large"),
+    called("update_task", task_id="large", title="New"),
+    called("get_task", task_id="t", artifact=1),
+    called("create_task", title="T", goal="x" * GROUPED_BYTES),
     request("resources/list"),
     request("resources/read", {"uri": "task://t"}),
     request("prompts/list"),
@@ -516,8 +592,9 @@ TOGETHER: list[JsonObject] = [
 
 
 def test_what_takes_long_or_tells_others_is_answered_alone(store: Store) -> None:
-    """Git, files, commands, waiting, long lists: a group hands each of these back undone."""
+    """Git, files, commands, waiting, long lists, much text: a group hands each of these back undone."""
     store.create_task(new_task("r").model_copy(update={"repo_path": "/"}))
+    store.create_task(new_task("large").model_copy(update={"goal": "x" * GROUPED_BYTES}))
     dispatcher = Dispatcher(lambda patience: TaskMethods(Workplace(store)))
     peer = Peer(lambda message: None, None)
     peer.revision = BY_DATE["2025-06-18"]
