@@ -70,6 +70,7 @@ _LIVELY_SECONDS = 1.0  # since the last request, until nobody looks for slow ans
 _READ_BYTES = 64 * KIB
 _PIPELINED_BYTES = 256 * KIB  # what a client may send ahead while its request is being answered
 _ACCEPTED_AT_ONCE = 128
+_GATHERING_SECONDS = 0.5  # until those that have gathered go on, though a group is not answered yet
 _ANSWERED_TOGETHER = 32  # requests; more wait a turn, so that the first need not wait for all
 _TURNED_AWAY = 32  # connections that may be told at one time that there are too many
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -200,7 +201,7 @@ class HttpService:
         self._most_connections = _allowed_connections()
         self._calls: deque[Callable[[], None]] = deque()  # for the loop, from other threads
         self._arrived: deque[_Asked] = deque()  # to be answered by the loop
-        self._is_grouping = False  # some are being answered together
+        self._grouping_since: float | None = None  # time.monotonic; None while none are answered together
         self._wake_end, self._woken_end = socket.socketpair()
         self._watcher_woken, self._watcher_wake = os.pipe()  # for the thread that watches the loop
         self._failure: StoreFailure | None = None
@@ -301,7 +302,7 @@ class HttpService:
 
     def _turn(self, seconds: float) -> None:
         # Calls and requests may be left: from a loop that was relieved, or more than one turn answers.
-        is_due = bool(self._calls or (self._arrived and not self._is_grouping))
+        is_due = self._calls or (self._arrived and not self._is_gathering())
         for key, events in self._selector.select(0 if is_due else seconds):
             if isinstance(key.data, Connection):
                 if events & selectors.EVENT_WRITE:
@@ -315,11 +316,16 @@ class HttpService:
         for _ in range(len(self._calls)):  # those that these bring forth wait until others had their turn
             if self._calls:  # another thread may have been the loop for a while
                 self._calls.popleft()()
-        if self._arrived and not self._is_grouping:
+        if self._arrived and not self._is_gathering():
             self._answer_arrived()
 
+    def _is_gathering(self) -> bool:
+        """Return whether requests gather while some are answered: most would wait for those anyway."""
+        since = self._grouping_since
+        return since is not None and time.monotonic() < since + _GATHERING_SECONDS
+
     def _answer_arrived(self) -> None:
-        """Answer requests that wait for it; meanwhile others gather, which would wait for these anyway."""
+        """Answer requests that wait for it, if nothing else has come in their way."""
         together = [self._arrived.popleft() for _ in range(min(len(self._arrived), _ANSWERED_TOGETHER))]
         if self._is_stopping:  # nobody would relieve this thread, and it must stay the loop
             threading.Thread(target=self._answer_together, args=(together,), daemon=True).start()
@@ -329,7 +335,7 @@ class HttpService:
         elif len(together) == 1:
             self._answer_alone(together[0])
         else:
-            self._is_grouping = True
+            self._grouping_since = time.monotonic()
             self._answer_as_loop(partial(self._answer_together, together))
 
     def _accept(self) -> None:
@@ -616,7 +622,7 @@ class HttpService:
         except Exception:
             say_exception()
         finally:
-            self._is_grouping = False
+            self._grouping_since = None
         for asked, answer in zip(together, answers, strict=True):
             if answer is not None:
                 self._deliver(*asked, answer)

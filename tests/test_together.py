@@ -461,6 +461,37 @@ def test_a_service_that_is_told_to_stop_answers_the_crowd(tmp_path: Path) -> Non
         assert server.stderr().count("\n") == 1
 
 
+HANGS = """
+import os, time, database
+commit = database.Database._commit
+
+def hang(self, deadline, is_recorded):
+    if os.path.exists({flag!r}):
+        time.sleep(4)
+    commit(self, deadline, is_recorded)
+
+database.Database._commit = hang
+"""
+
+
+def test_what_needs_no_database_does_not_wait_for_a_group(tmp_path: Path) -> None:
+    """While the commit of a group hangs, a client that asks for something else is answered."""
+    flag, waited = tmp_path / "hang", list[float]()
+
+    def ping() -> None:
+        started = time.monotonic()
+        assert server.post(request("ping"))[1]["result"] == {}
+        waited.append(time.monotonic() - started)
+
+    with HttpServer(tmp_path, prelude=HANGS.format(flag=str(flag))) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        flag.touch()
+        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(4)]
+        answers = answers_to(server, *creates, meanwhile=ping)
+        assert [told(answer)["version"] for answer in answers] == [1] * 4
+        assert waited[0] < 3
+
+
 FEW = "import config\nconfig.SLOW_ANSWERS = 1\nconfig.QUEUED_REQUESTS = 1\n"
 
 
