@@ -583,7 +583,7 @@ def _busy() -> Busy:
 
 
 def _acquire(lock: _Lock, deadline: float) -> None:
-    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+    if not lock.acquire(blocking=False) and not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
         raise TimeoutError
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from json.encoder import encode_basestring
 from operator import attrgetter
 from typing import Any
 
@@ -141,8 +142,7 @@ COLUMNS = (
 )
 _NAMES = tuple(COLUMNS.split(", "))
 _BODY = _NAMES.index("body")
-_BEFORE_BODY = _NAMES[:_BODY]
-_before_body, _after_body = attrgetter(*_BEFORE_BODY), attrgetter(*_NAMES[_BODY + 1 :])
+_before_body, _after_body = attrgetter(*_NAMES[:_BODY]), attrgetter(*_NAMES[_BODY + 1 :])
 _BODY_FIELDS = {*Progress.model_fields, "artifacts", "handoffs", "tags", "depends_on"}
 _NO_LATER_FIELDS = ',"tags":[],"depends_on":[]}'  # how such a body ends; in a string its quotes were escaped
 _encode: Callable[[Any], str] = json.JSONEncoder(
@@ -164,14 +164,21 @@ def text_of(row: Row, owner_state: str | None) -> str:
 
     Most tasks have no priority, tags or dependencies: their text is put together from what is stored.
     """
-    *_, body, priority, created_at, updated_at, version = row
+    task_id, title, goal, status, owner, repo_path, body, priority, created_at, updated_at, version = row
     if priority != PRIORITY or not body.endswith(_NO_LATER_FIELDS):
         return _encode(task_of(row).shown(owner_state))
-    first = _encode(dict(zip(_BEFORE_BODY, row, strict=False)))
-    last = f'"created_at":"{created_at}","updated_at":"{updated_at}","version":{version}'
-    if owner_state is not None:
-        last += f',"owner_state":"{owner_state}"'
-    return f"{first[:-1]},{body[1 : -len(_NO_LATER_FIELDS)]},{last}}}"
+    state = "" if owner_state is None else f',"owner_state":"{owner_state}"'
+    # A status and a time hold nothing that would have to be escaped.
+    return (
+        f'{{"task_id":{_quoted(task_id)},"title":{_quoted(title)},"goal":{_quoted(goal)},"status":"{status}",'
+        f'"current_owner":{_quoted(owner)},"repo_path":{_quoted(repo_path)},'
+        f"{body[1 : -len(_NO_LATER_FIELDS)]},"
+        f'"created_at":"{created_at}","updated_at":"{updated_at}","version":{version}{state}}}'
+    )
+
+
+def _quoted(text: str | None) -> str:
+    return "null" if text is None else encode_basestring(text)
 
 
 def column_values(task: Task) -> Row:

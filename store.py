@@ -68,6 +68,7 @@ from sessions import FOLDER_SUFFIX, Caller, ProcessLocks
 JsonObject = dict[str, Any]
 Rule = Callable[[Task, str], Task]  # a task as it is and the time -> the task as it shall be
 
+_ROW_AND_OWNER = f"SELECT {COLUMNS}, status = 'in_progress', owner_session FROM tasks WHERE task_id = ?"
 _ACKNOWLEDGED = ("task_id", "title", "status", "current_owner", "updated_at", "version")
 
 
@@ -355,10 +356,7 @@ class Store:
         return task_of(row), owner_state
 
     def _row_and_owner(self, task_id: str) -> tuple[Row, OwnerState | None]:
-        rows = self._db.fetch(
-            f"SELECT {COLUMNS}, status = 'in_progress', owner_session FROM tasks WHERE task_id = ?",
-            (task_id,),
-        )
+        rows = self._db.fetch(_ROW_AND_OWNER, (task_id,))
         if not rows:
             raise _no_such_task(task_id)
         *row, is_in_progress, session_id = rows[0]
