@@ -509,9 +509,18 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON value")
 
 
-_decode: Callable[[str], Any] = json.JSONDecoder(
+_DECODER = json.JSONDecoder(
     object_pairs_hook=_unique_members,
     parse_int=_integer,
     parse_float=_number,
     parse_constant=_constant,
-).decode
+)
+
+
+def _decode(text: str) -> Any:
+    """Return what JSONDecoder.decode does, or raise as it does; hardly any text has blanks around it."""
+    if text[:1] not in " \t\r\n":
+        value, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return value
+    return _DECODER.decode(text)
