@@ -136,7 +136,7 @@ class Database:
             raise Alone
 
     @contextmanager
-    def _transaction(self, deadline: float, is_recorded: Callable[[], bool] | None) -> Iterator[None]:
+    def _transaction(self, deadline: float, is_recorded: _IsRecorded | None) -> Iterator[None]:
         turn = self._turns.turn(deadline)
         with self._errors_told, _Held(self._writer, deadline), turn as was_cut_short:
             if was_cut_short:
@@ -293,7 +293,7 @@ class Database:
 
     # --- Transactions ---------------------------------------------------------------------------------
 
-    def _commit(self, deadline: float, is_recorded: Callable[[], bool] | None) -> None:
+    def _commit(self, deadline: float, is_recorded: _IsRecorded | None) -> None:
         """Commit. A commit that failed may have happened all the same: read back before answering.
 
         After an I/O error nothing can be promised: a second fsync reports success for pages that the

@@ -115,8 +115,7 @@ def _examine(copy: DatabaseCopy, findings: _Findings, take: Callable[[str, int],
                 findings.damage(f"{where} ({artifact.sha256}): {complaint}")
             else:
                 findings.artifacts += 1
-    _examine_histories(copy, findings)
-    _examine_words(copy, findings)
+    _examine_losses(copy, findings)
 
 
 def _complaint(take: Callable[[str, int], object], artifact: Artifact) -> str | None:
@@ -142,28 +141,29 @@ def _tasks(copy: DatabaseCopy, findings: _Findings) -> Iterator[Task]:
                 yield task
 
 
-def _examine_words(copy: DatabaseCopy, findings: _Findings) -> None:
-    lost = (
+# What may be lost of a task, and the tasks that have lost it. An event that no chain leads to is missing from
+# the history, which is read from a task's latest event backwards.
+_LOSSES = {
+    "its history is not whole": (
+        "SELECT task_id FROM events WHERE event_id NOT IN (SELECT last_event FROM tasks) "
+        "AND event_id NOT IN (SELECT previous FROM events WHERE previous IS NOT NULL)"
+    ),
+    "the full-text index does not have it": (
         "SELECT task_id FROM tasks WHERE changed NOT IN (SELECT rowid FROM task_words) "
         "AND changed NOT IN (SELECT changed FROM recent_words WHERE is_added = 1)"
-    )
-    for (task_id,) in copy.fetch(lost):
-        findings.damage(f"task {task_id}: the full-text index does not have it")
+    ),
+}
+
+
+def _examine_losses(copy: DatabaseCopy, findings: _Findings) -> None:
+    for loss, statement in _LOSSES.items():
+        for (task_id,) in copy.fetch(statement):
+            findings.damage(f"task {task_id}: {loss}")
     try:
         # The check of the index has the form of a write, which is why only a copy can be asked for it.
         copy.fetch("INSERT INTO task_words (task_words) VALUES ('integrity-check')")
     except DatabaseDamaged:
         findings.damage("database: the full-text index is damaged")
-
-
-def _examine_histories(copy: DatabaseCopy, findings: _Findings) -> None:
-    """Look for events that no chain leads to: a history is read from a task's latest event backwards."""
-    lost = (
-        "SELECT task_id FROM events WHERE event_id NOT IN (SELECT last_event FROM tasks) "
-        "AND event_id NOT IN (SELECT previous FROM events WHERE previous IS NOT NULL)"
-    )
-    for (task_id,) in copy.fetch(lost):
-        findings.damage(f"task {task_id}: its history is not whole")
 
 
 def _require_database(path: str) -> None:

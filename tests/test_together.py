@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from itertools import count
@@ -295,12 +295,31 @@ def called(tool: str, request_id: int = 1, **arguments: Any) -> JsonObject:
     return request("tools/call", {"name": tool, "arguments": arguments}, request_id)
 
 
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def writes(number: int) -> list[JsonObject]:
+    """Return calls that each make a task."""
+    return [called("create_task", n, task_id=f"new{n}", title="T", goal="G") for n in range(number)]
+
+
+@contextmanager
+def service(folder: Path, prelude: str = "") -> Iterator[HttpServer]:
+    """Serve a store with the task `t`."""
+    with HttpServer(folder, prelude=prelude) as server:
+        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+        yield server
+
+
 def answers_to(
-    server: HttpServer, *messages: Any, meanwhile: Callable[[], object] = lambda: None
+    server: HttpServer,
+    *messages: Any,
+    before: Callable[[], object] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[Any]:
     """Have messages arrive in the same moment, each on its own connection; return the answers in order.
 
-    `meanwhile` is called as soon as they have arrived.
+    `before` is called before the first is sent, `meanwhile` as soon as they have arrived.
     """
     with ExitStack() as ends:
         clients = [
@@ -308,10 +327,11 @@ def answers_to(
             for _ in messages
         ]
         for client in clients:  # the service has accepted all of them
-            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            client.sendall(HEALTH)
             read_body(client)
         server.process.send_signal(signal.SIGSTOP)
         os.waitpid(server.process.pid, os.WUNTRACED)
+        before()
         for client, message in zip(clients, messages, strict=True):
             client.sendall(posted(message))
         server.process.send_signal(signal.SIGCONT)
@@ -334,12 +354,9 @@ def told(answer: JsonObject) -> JsonObject:
 
 def test_calls_at_the_same_time_share_a_commit(tmp_path: Path) -> None:
     """Twelve clients that write in the same moment are all answered after one commit."""
-    with HttpServer(tmp_path) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path) as server:
         before = commits(tmp_path)
-        creates = [
-            called("create_task", number, task_id=f"new{number}", title="T", goal="G") for number in range(12)
-        ]
+        creates = writes(12)
         answers = answers_to(server, *creates)
         assert commits(tmp_path) == before + 1
         assert [answer["id"] for answer in answers] == list(range(12))
@@ -394,8 +411,7 @@ def test_calls_of_all_kinds_at_the_same_time(tmp_path: Path) -> None:
 
 def test_a_batch_in_a_group_is_carried_out_once(tmp_path: Path) -> None:
     """A JSON-RPC batch that cannot be answered in a group leaves nothing there that is done again later."""
-    with HttpServer(tmp_path) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path) as server:
         batch = [
             called("save_checkpoint", 1, task_id="t", agent="a", decisions=["d"]),
             called("list_tasks", 2),
@@ -407,18 +423,16 @@ def test_a_batch_in_a_group_is_carried_out_once(tmp_path: Path) -> None:
 
 def test_a_crowd_of_writers_is_answered_group_by_group(tmp_path: Path) -> None:
     """More clients than are answered together all get their answers, after a few commits."""
-    with HttpServer(tmp_path) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path) as server:
         before = commits(tmp_path)
-        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(100)]
+        creates = writes(100)
         assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 100
         assert commits(tmp_path) - before <= 20
 
 
 def test_one_of_two_that_want_the_same_is_refused(tmp_path: Path) -> None:
     """Within a group the first of two agents gets an open task, and the other hears who has it."""
-    with HttpServer(tmp_path) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path) as server:
         answers = answers_to(
             server, *(called("save_checkpoint", task_id="t", agent=agent) for agent in ("ann", "bob"))
         )
@@ -430,9 +444,8 @@ def test_one_of_two_that_want_the_same_is_refused(tmp_path: Path) -> None:
 
 def test_a_group_that_meets_a_writer_is_answered_all_the_same(tmp_path: Path) -> None:
     """Calls that come together while another process writes wait each alone, and none is lost."""
-    with HttpServer(tmp_path) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
-        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(8)]
+    with service(tmp_path) as server:
+        creates = writes(8)
         with ExitStack() as turn:
             turn.enter_context(turn_taken(tmp_path))
             release = threading.Timer(0.2, turn.close)  # longer than a group waits
@@ -443,9 +456,8 @@ def test_a_group_that_meets_a_writer_is_answered_all_the_same(tmp_path: Path) ->
 
 def test_a_service_that_is_told_to_stop_answers_the_crowd(tmp_path: Path) -> None:
     """SIGTERM while more requests wait than are answered together: each is answered, then the exit is 0."""
-    with HttpServer(tmp_path) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
-        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(80)]
+    with service(tmp_path) as server:
+        creates = writes(80)
         with ExitStack() as turn:
             turn.enter_context(turn_taken(tmp_path))
             release = threading.Timer(0.5, turn.close)
@@ -483,11 +495,30 @@ def test_what_needs_no_database_does_not_wait_for_a_group(tmp_path: Path) -> Non
         assert server.post(request("ping"))[1]["result"] == {}
         waited.append(time.monotonic() - started)
 
-    with HttpServer(tmp_path, prelude=HANGS.format(flag=str(flag))) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path, HANGS.format(flag=str(flag))) as server:
         flag.touch()
-        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(4)]
+        creates = writes(4)
         answers = answers_to(server, *creates, meanwhile=ping)
+        assert [told(answer)["version"] for answer in answers] == [1] * 4
+        assert waited[0] < 3
+
+
+def test_the_health_of_a_service_does_not_wait_for_a_group(tmp_path: Path) -> None:
+    """/health that arrives in the same moment as a group, whose commit hangs, is answered before it."""
+    flag = tmp_path / "hang"
+    with service(tmp_path, HANGS.format(flag=str(flag))) as server, ExitStack() as ends:
+        watcher = ends.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+        watcher.sendall(HEALTH)
+        read_body(watcher)
+        flag.touch()
+        waited: list[float] = []
+
+        def watch() -> None:
+            started = time.monotonic()
+            assert read_body(watcher) == {"status": "ok"}
+            waited.append(time.monotonic() - started)
+
+        answers = answers_to(server, *writes(4), before=lambda: watcher.sendall(HEALTH), meanwhile=watch)
         assert [told(answer)["version"] for answer in answers] == [1] * 4
         assert waited[0] < 3
 
@@ -497,8 +528,7 @@ FEW = "import config\nconfig.SLOW_ANSWERS = 1\nconfig.QUEUED_REQUESTS = 1\n"
 
 def test_clients_that_go_while_their_requests_wait_do_no_harm(tmp_path: Path) -> None:
     """A service that has no place for a request goes on when the client is gone before it can be told so."""
-    with HttpServer(tmp_path, prelude=FEW) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path, FEW) as server:
         with ExitStack() as ends:
             clients = [
                 ends.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
@@ -543,11 +573,10 @@ database.Database._commit = fail_once
 def test_a_group_whose_commit_fails_is_answered_one_by_one(tmp_path: Path) -> None:
     """Nothing is said of changes that were not committed: each is made again, alone, and answered then."""
     flag = tmp_path / "fail"
-    with HttpServer(tmp_path, prelude=FAILS_ONCE.format(flag=str(flag))) as server:
-        server.post(called("create_task", task_id="t", title="Title", goal="Goal"))
+    with service(tmp_path, FAILS_ONCE.format(flag=str(flag))) as server:
         before = commits(tmp_path)
         flag.touch()
-        creates = [called("create_task", task_id=f"n{number}", title="T", goal="G") for number in range(8)]
+        creates = writes(8)
         assert [told(answer)["version"] for answer in answers_to(server, *creates)] == [1] * 8
         assert not flag.exists()
         assert commits(tmp_path) == before + 8
